@@ -1,0 +1,50 @@
+"""The learned rule's update as one transformation: direction, orthogonalisation, normalisation."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from celo2_harness.blocks.direction import celo2_direction
+from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize_block
+from celo2_harness.blocks.rms import Mode, normalize_rms
+from celo2_harness.blocks.views import WeightDimensionNumbers
+from celo2_harness.rule import Weights, load_weights
+
+
+def scale_by_celo2(
+    weights: Weights | str = "celo2",
+    orthogonalize: bool = False,
+    *,
+    normalization: Mode | None = None,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
+    state_dtype: Any = jnp.float32,
+) -> optax.GradientTransformation:
+    """`celo2_direction`, then (if asked) `orthogonalize`, then `normalize_rms`: the published scale_by_celo2.
+
+    Args:
+      weights: `Weights`, or what `load_weights` takes.
+      orthogonalize: whether matrices go through Newton-Schulz.
+      normalization: mode of `normalize_rms`; None takes the one that the weights were trained with.
+      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
+      state_dtype: of momenta and second moment.
+
+    Returns:
+      An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
+
+    Example:
+      >>> tx = optax.chain(scale_by_celo2("celo2", orthogonalize=True), optax.scale_by_learning_rate(1e-3))
+      >>> params = {"w": jnp.ones((4, 8))}
+      >>> updates, _ = tx.update({"w": jnp.arange(32.0).reshape(4, 8)}, tx.init(params), params)
+      >>> round(float(jnp.sqrt(jnp.mean(updates["w"] ** 2))), 6)
+      0.001
+
+    Source: arXiv 2602.19142, section 4.
+    """
+    weights = load_weights(weights)
+    views = weight_dimension_numbers
+    blocks = [celo2_direction(weights, weight_dimension_numbers=views, state_dtype=state_dtype)]
+    if orthogonalize:
+        blocks.append(orthogonalize_block(weight_dimension_numbers=views))
+    mode: Any = weights.config.normalization if normalization is None else normalization
+    return optax.chain(*blocks, normalize_rms(mode, weight_dimension_numbers=views))

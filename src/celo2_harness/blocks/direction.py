@@ -1,0 +1,127 @@
+"""The learned direction as an Optax transformation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from celo2_harness._types import Params, Updates
+from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+from celo2_harness.rule import Moments, RuleConfig, Theta, Weights, init_moments, leaf_direction, load_weights
+
+
+class Celo2State(NamedTuple):
+    """Accumulators of the learned rule; every field is a tree like the parameters, or one such tree per decay.
+
+    `row` and `col` hold arrays for matrices, `diag` for vectors; elsewhere stands `optax.MaskedNode()`.
+    """
+
+    mu: tuple[Updates, ...]
+    nu: Updates
+    row: tuple[Updates, ...]
+    col: tuple[Updates, ...]
+    diag: tuple[Updates, ...]
+
+
+_NOTHING = Moments(mu=None, nu=None, row=None, col=None, diag=None)  # type: ignore[arg-type]
+
+
+def _pack(treedef: Any, moments: list[Moments], config: RuleConfig) -> Celo2State:
+    """Moments per leaf -> one tree per accumulator, `MaskedNode` where a leaf lacks it."""
+
+    def tree(values: list[Any]) -> Any:
+        return treedef.unflatten([optax.MaskedNode() if value is None else value for value in values])
+
+    def trees(fields: list[Any], count: int) -> tuple[Any, ...]:
+        return tuple(tree([None if field is None else field[k] for field in fields]) for k in range(count))
+
+    factored = len(config.factored_decays)
+    return Celo2State(
+        mu=trees([m.mu for m in moments], len(config.momentum_decays)),
+        nu=tree([m.nu for m in moments]),
+        row=trees([m.row for m in moments], factored),
+        col=trees([m.col for m in moments], factored),
+        diag=trees([m.diag for m in moments], factored),
+    )
+
+
+def _unpack(treedef: Any, state: Celo2State) -> list[Moments]:
+    """The inverse of `_pack`."""
+
+    def per_leaf(trees: tuple[Any, ...]) -> list[Any]:
+        per_decay = zip(*[treedef.flatten_up_to(tree) for tree in trees], strict=True)
+        return [None if isinstance(values[0], optax.MaskedNode) else values for values in per_decay]
+
+    mu, row, col, diag = map(per_leaf, (state.mu, state.row, state.col, state.diag))
+    return [Moments(*fields) for fields in zip(mu, treedef.flatten_up_to(state.nu), row, col, diag, strict=True)]
+
+
+def celo2_direction(
+    weights: Weights | str = "celo2",
+    *,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
+    state_dtype: Any = jnp.float32,
+) -> optax.GradientTransformation:
+    r"""The learned update direction, raw: not orthogonalised, not normalised, not scaled.
+
+    Per parameter, :math:`d = f_\theta(x / \sqrt{\overline{x^2} + 10^{-9}})` with 30 features :math:`x` of gradient,
+    parameter and running statistics (15 for vectors) and a network of 347 numbers.
+
+    Args:
+      weights: `Weights`, or what `load_weights` takes.
+      weight_dimension_numbers: how leaves are seen as matrices: a tree of `optax.contrib.MuonDimensionNumbers`, or a
+        function of the updates returning one. None, or None at a leaf: the last two axes, as published.
+      state_dtype: of momenta and second moment, float32 or bfloat16. Row and column moments stay float32. Updates have
+        the parameter's dtype; all arithmetic is float32.
+
+    Returns:
+      An `optax.GradientTransformation`; `update` needs `params`. A matrix (or vector) whose gradients have all been
+      zero gets direction zero. NaN entries of gradients count as zero, infinite ones as +-1000.
+
+    Raises:
+      WeightsError: the weights cannot be loaded.
+      ValueError: in `update`, when `params` is None; in `init` and `update`, when a view does not fit its leaf.
+
+    Example:
+      >>> tx = optax.chain(celo2_direction("celo2"), normalize_rms(), optax.scale_by_learning_rate(1e-3))
+      >>> params = {"w": jnp.ones((4, 8))}
+      >>> updates, state = tx.update({"w": jnp.ones((4, 8))}, tx.init(params), params)
+      >>> updates["w"].shape
+      (4, 8)
+
+    Source: arXiv 2602.19142 (Celo2), section 3.
+    """
+    weights = load_weights(weights)
+    config = weights.config
+
+    def init_fn(params: Params) -> Celo2State:
+        leaves, treedef = jax.tree.flatten(params)
+        views = leaf_views(params, weight_dimension_numbers)
+        # Nothing is kept for empty leaves: Orbax refuses arrays of size zero.
+        moments = [
+            init_moments(config, view, state_dtype) if leaf.size else _NOTHING
+            for leaf, view in zip(leaves, views, strict=True)
+        ]
+        return _pack(treedef, moments, config)
+
+    def update_fn(updates: Updates, state: Celo2State, params: Params | None = None) -> tuple[Updates, Celo2State]:
+        if params is None:
+            raise ValueError(
+                "celo2_direction: update(updates, state, params) was called without params. The learned rule reads the"
+                " parameters; pass the tree that you will apply the updates to."
+            )
+        theta = Theta(*(jnp.asarray(x, jnp.float32) for x in weights.theta))
+        gradients, treedef = jax.tree.flatten(updates)
+        parameters = treedef.flatten_up_to(params)
+        views = leaf_views(updates, weight_dimension_numbers)
+        directions, moments = [], []
+        for view, g, p, m in zip(views, gradients, parameters, _unpack(treedef, state), strict=True):
+            if g.size:
+                d, m = leaf_direction(theta, config, view, g, p, m)
+                g = view.invert(d).astype(p.dtype)
+            directions.append(g)
+            moments.append(m)
+        return treedef.unflatten(directions), _pack(treedef, moments, config)
+
+    return optax.GradientTransformation(init_fn, update_fn)  # type: ignore[arg-type]

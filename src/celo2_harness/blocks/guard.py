@@ -1,0 +1,112 @@
+"""Protection of a training run: steps with non-finite or exploding gradients are skipped or clipped."""
+
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from celo2_harness._types import Params, Updates
+
+
+class GuardState(NamedTuple):
+    """The guarded state, the running level of the gradient norm, and counts of what the guard did."""
+
+    inner_state: optax.OptState
+    level: Float[Array, ""]
+    count: Int[Array, ""]
+    nonfinite_count: Int[Array, ""]
+    spike_count: Int[Array, ""]
+
+
+def guard_updates(
+    inner: optax.GradientTransformation,
+    *,
+    spike_factor: float | None = None,
+    spike_action: Literal["skip", "clip"] = "skip",
+    decay: float = 0.99,
+    warmup: int = 20,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that a bad gradient cannot harm it.
+
+    A step whose gradients hold NaN or infinity gives zero updates and leaves the inner state as it was. With
+    `spike_factor`, so does (or is clipped) a step whose global gradient norm exceeds `spike_factor` times its running
+    level, an exponential average of accepted norms; a norm above the limit enters the level as the limit, so that a
+    lasting change of scale is accepted after a while.
+
+    Args:
+      inner: the optimizer to protect.
+      spike_factor: norm / level above which a step is a spike; None switches the rule off. 5 to 10 is usual.
+      spike_action: "skip" the step, or "clip" its gradients to the limit and go on.
+      decay: of the running level.
+      warmup: steps before the spike rule starts, while the level settles.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with state `GuardState`; `level`, `count` (steps seen),
+      `nonfinite_count` and `spike_count` can be read from it with `optax.tree.get`.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Example:
+      >>> tx = guard_updates(optax.adam(1e-3))
+      >>> params = {"w": jnp.ones(2)}
+      >>> updates, state = tx.update({"w": jnp.array([jnp.nan, 1.0])}, tx.init(params), params)
+      >>> updates["w"].tolist(), int(state.nonfinite_count)
+      ([0.0, 0.0], 1)
+    """
+    if spike_factor is not None and not spike_factor > 1.0:
+        raise ValueError(f"guard_updates: spike_factor = {spike_factor!r}, expected a number above 1, or None.")
+    if spike_action not in get_args(Literal["skip", "clip"]):
+        raise ValueError(f"guard_updates: spike_action = {spike_action!r}, expected 'skip' or 'clip'.")
+    if not 0.0 < decay < 1.0 or warmup < 0:
+        raise ValueError(
+            f"guard_updates: decay = {decay!r} and warmup = {warmup!r}, expected a decay in (0, 1) and a warmup >= 0."
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: Params) -> GuardState:
+        zero = lambda dtype: jnp.zeros([], dtype)
+        return GuardState(inner.init(params), zero(jnp.float32), zero(jnp.int32), zero(jnp.int32), zero(jnp.int32))
+
+    def update_fn(
+        updates: Updates, state: GuardState, params: Params | None = None, **extra_args: object
+    ) -> tuple[Updates, GuardState]:
+        # The largest magnitude comes out of the sum of squares, which would overflow at 1e19.
+        leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(updates) if x.size]
+        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves], bool))
+        largest = jnp.max(jnp.array([0.0, *(jnp.max(jnp.abs(x)) for x in leaves)]))
+        unit = jnp.where(finite & (largest > 0), largest, 1.0)
+        norm = unit * jnp.sqrt(sum((jnp.sum(jnp.square(x / unit)) for x in leaves), start=jnp.zeros([])))
+        limit = jnp.inf if spike_factor is None else spike_factor * state.level
+        settled = state.count - state.nonfinite_count >= max(warmup, 1)
+        spike = finite & settled & (norm > limit)
+        if spike_action == "clip":
+            factor = jnp.where(spike, limit / norm, 1.0)
+            updates = jax.tree.map(lambda x: (x * factor.astype(x.dtype)), updates)
+            proceed = finite
+        else:
+            proceed = finite & ~spike
+
+        def apply(_: None) -> tuple[Updates, optax.OptState]:
+            return inner.update(updates, state.inner_state, params, **extra_args)
+
+        shapes = jax.eval_shape(apply, None)[0]
+
+        def skip(_: None) -> tuple[Updates, optax.OptState]:
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), state.inner_state
+
+        new_updates, inner_state = jax.lax.cond(proceed, apply, skip, None)
+        seen = jnp.where(spike, limit, norm)
+        first = state.count == state.nonfinite_count
+        level = jnp.where(first, seen, decay * state.level + (1.0 - decay) * seen)
+        return new_updates, GuardState(
+            inner_state=inner_state,
+            level=jnp.where(finite, level, state.level),
+            count=optax.safe_increment(state.count),
+            nonfinite_count=state.nonfinite_count + ~finite,
+            spike_count=state.spike_count + spike,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]

@@ -1,0 +1,71 @@
+"""Newton-Schulz orthogonalisation as an Optax transformation."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from celo2_harness._types import Params, Updates
+from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+from celo2_harness.rule import newton_schulz
+from celo2_harness.rule.newton_schulz import NORM_FLOOR, resolve_coefficients
+
+
+def orthogonalize(
+    coefficients: str | Sequence[Sequence[float]] = "quintic",
+    *,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
+    eps: float = NORM_FLOOR,
+    dtype: Any = None,
+    precision: Any = None,
+) -> optax.GradientTransformation:
+    """Replaces every matrix by (nearly) its closest semi-orthogonal one; vectors and scalars pass through.
+
+    Matrices of one shape are orthogonalised together as one batch, whichever leaves they come from.
+
+    Args:
+      coefficients: "quintic" (published), "polar_express", or triples (a, b, c), one per iteration.
+      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
+      eps: added to the Frobenius norm.
+      dtype: of the matrix products; None keeps float32 (or wider). bfloat16 suits accelerators.
+      precision: of the products, as in `jax.numpy.matmul`; None is highest for float32.
+
+    Returns:
+      A stateless `optax.GradientTransformation`; updates keep their dtype.
+
+    Raises:
+      ValueError: unknown coefficients; in `update`, a view that does not fit its leaf.
+
+    Example:
+      >>> tx = orthogonalize("polar_express")
+      >>> updates, _ = tx.update({"w": jnp.array([[3.0, 0.0], [0.0, 1.0]]), "b": jnp.ones(2)}, tx.init({}))
+      >>> bool(jnp.allclose(updates["w"], jnp.eye(2), atol=0.01))
+      True
+
+    Source: arXiv 2602.19142, section 4; https://kellerjordan.github.io/posts/muon.
+    """
+    triples = resolve_coefficients(coefficients)
+
+    def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
+        del params
+        leaves, treedef = jax.tree.flatten(updates)
+        views = leaf_views(updates, weight_dimension_numbers)
+        groups: dict[Any, list[int]] = {}
+        for i, (leaf, view) in enumerate(zip(leaves, views, strict=True)):
+            if view.is_matrix and leaf.size:
+                groups.setdefault((view.viewed[-2:], leaf.dtype), []).append(i)
+        for (matrix, _), members in groups.items():
+            stacks = [views[i].apply(leaves[i]).reshape(-1, *matrix) for i in members]
+            counts = [math.prod(views[i].viewed[:-2]) for i in members]
+            x = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+            y = newton_schulz(x, triples, eps=eps, dtype=dtype, precision=precision)
+            start = 0
+            for i, count in zip(members, counts, strict=True):
+                leaves[i] = views[i].invert(y[start : start + count])
+                start += count
+        return treedef.unflatten(leaves), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update_fn)  # type: ignore[arg-type]

@@ -1,0 +1,121 @@
+"""Scaling of updates to unit root mean square, matrix by matrix."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from celo2_harness._types import Params, Updates
+from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+from celo2_harness.rule import MatrixView
+
+Mode = Literal["per_step", "rolling", "clip", "none"]
+
+
+class NormalizeRmsState(NamedTuple):
+    """Step count and, per matrix, the running mean square (`nu`, shape: batch axes, then ones)."""
+
+    count: Int[Array, ""]
+    nu: Updates
+
+
+def normalize_rms(
+    mode: Mode = "per_step",
+    *,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
+    decay: float = 0.99,
+    threshold: float = 1.0,
+    eps: float = 1e-9,
+) -> optax.GradientTransformation:
+    """Divides every matrix (or vector) of an update by a root mean square.
+
+    - `"per_step"`: d / sqrt(mean(d^2) + eps), so that each step has RMS one (published);
+    - `"rolling"`: the mean square is averaged over steps with `decay`, bias-corrected;
+    - `"clip"`: d / max(1, RMS(d) / threshold), which only ever shrinks;
+    - `"none"`: unchanged.
+
+    The mean runs over one matrix (the last two axes, or the input and output axes of the view), over all entries of a
+    vector; a scalar therefore becomes about +-1.
+
+    Args:
+      mode: one of the four.
+      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
+      decay: of the running mean square ("rolling").
+      threshold: largest RMS left alone ("clip").
+      eps: added to the mean square.
+
+    Returns:
+      An `optax.GradientTransformation`; statistics are float32, updates keep their dtype. Zero stays zero.
+
+    Raises:
+      ValueError: unknown mode; in `update`, a view that does not fit its leaf.
+
+    Example:
+      >>> tx = normalize_rms()
+      >>> updates, _ = tx.update({"b": jnp.array([3.0, -3.0])}, tx.init({"b": jnp.zeros(2)}))
+      >>> updates["b"].tolist()
+      [1.0, -1.0]
+
+    Source: arXiv 2602.19142, section 3 (per-step RMS) and its ablation (rolling, clip, none).
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"normalize_rms: mode = {mode!r}, expected one of {', '.join(get_args(Mode))}.")
+    if mode == "none":
+        return optax.identity()
+
+    def mean_square(view: MatrixView, x: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.square(view.apply(x).astype(jnp.float32)), axis=view.axes, keepdims=True)
+
+    def scale(view: MatrixView, x: jax.Array, factor: jax.Array) -> jax.Array:
+        return view.invert(view.apply(x).astype(jnp.float32) * factor).astype(x.dtype)
+
+    def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
+        del params
+        leaves, treedef = jax.tree.flatten(updates)
+        scaled = []
+        for view, x in zip(leaf_views(updates, weight_dimension_numbers), leaves, strict=True):
+            if not x.size:
+                scaled.append(x)
+                continue
+            square = mean_square(view, x)
+            inverse = (
+                1.0 / jnp.sqrt(square + eps)
+                if mode == "per_step"
+                else 1.0 / jnp.maximum(1.0, jnp.sqrt(square) / threshold)
+            )
+            scaled.append(scale(view, x, inverse))
+        return treedef.unflatten(scaled), state
+
+    def rolling_init(params: Params) -> NormalizeRmsState:
+        leaves, treedef = jax.tree.flatten(params)
+        views = leaf_views(params, weight_dimension_numbers)
+        nu = [
+            jnp.zeros((*view.viewed[: -len(view.axes)], *[1] * len(view.axes)), jnp.float32)
+            if leaf.size
+            else optax.MaskedNode()
+            for leaf, view in zip(leaves, views, strict=True)
+        ]
+        return NormalizeRmsState(jnp.zeros([], jnp.int32), treedef.unflatten(nu))
+
+    def rolling(
+        updates: Updates, state: NormalizeRmsState, params: Params | None = None
+    ) -> tuple[Updates, NormalizeRmsState]:
+        del params
+        leaves, treedef = jax.tree.flatten(updates)
+        count = optax.safe_increment(state.count)
+        correction = 1.0 - decay ** count.astype(jnp.float32)
+        scaled, nus = [], []
+        views = leaf_views(updates, weight_dimension_numbers)
+        for view, x, nu in zip(views, leaves, treedef.flatten_up_to(state.nu), strict=True):
+            if x.size:
+                nu = decay * nu + (1.0 - decay) * mean_square(view, x)
+                x = scale(view, x, 1.0 / jnp.sqrt(nu / correction + eps))
+            scaled.append(x)
+            nus.append(nu)
+        return treedef.unflatten(scaled), NormalizeRmsState(count, treedef.unflatten(nus))
+
+    if mode == "rolling":
+        return optax.GradientTransformation(rolling_init, rolling)  # type: ignore[arg-type]
+    return optax.GradientTransformation(optax.init_empty_state, stateless)  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+"""Result files: JSON Lines, opened by a header that says what made them."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from celo2_harness.evaluate.errors import InputError
+
+_PACKAGES = {"jax": "jax", "jaxlib": "jaxlib", "optax": "optax", "flax": "flax", "celo2_harness": "celo2-harness"}
+
+
+def provenance() -> dict[str, Any]:
+    """Returns what a result depends on besides its settings: package versions and the device."""
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(dist) for name, dist in _PACKAGES.items()},
+        "device": f"{device.device_kind} ({device.platform})",
+    }
+
+
+def finite_or_none(value: float) -> float | None:
+    """Returns the number, or None where JSON has no word for it (NaN and the infinities)."""
+    return value if math.isfinite(value) else None
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes a folder and checks that it can be written.
+
+    Args:
+        folder: Created with its parents where missing.
+
+    Raises:
+        InputError: if it is a file, cannot be made or cannot be written to.
+    """
+    probe = folder / ".write-test"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"out: cannot write to {folder}: {error.strerror or error}; choose another folder") from None
+
+
+def write_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Appends a record to a JSON Lines file.
+
+    Args:
+        path: The file, created where missing.
+        record: Anything JSON can hold.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Replaces a JSON Lines file in one move, so that a kill leaves the old file or the new one.
+
+    Args:
+        path: The file.
+        records: Its new content.
+    """
+    new = path.with_name(path.name + ".new")
+    new.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records), encoding="utf-8")
+    os.replace(new, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a JSON Lines file; a last line cut short by a kill is left out.
+
+    Args:
+        path: The file. A missing one counts as empty.
+
+    Returns:
+        The records.
+
+    Raises:
+        InputError: if the file cannot be read or a line before the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError
+            records.append(record)
+        except ValueError:
+            if number < len(lines):
+                raise InputError(f"{path} is damaged: line {number} is not a JSON record") from None
+    return records

@@ -1,0 +1,153 @@
+"""A meta-training run on disk: metrics as JSON lines, checkpoints, and the weights file at the end."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+
+from celo2_harness._version import __version__
+from celo2_harness.metatrain.config import MetaTrainConfig
+from celo2_harness.metatrain.outer import MetaTrainMetrics, MetaTrainState, init_metatrain, metatrain_step
+from celo2_harness.rule import Theta, Weights, save_weights
+from celo2_harness.tasks.images import DataError, load_image_sets
+
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINT_FILE = "checkpoint.msgpack"
+WEIGHTS_FILE = "weights.celo2"
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+def run_metatrain(
+    config: MetaTrainConfig,
+    data: str,
+    out: str | Path,
+    *,
+    sets: tuple[str, ...] = (),
+    resume: bool = False,
+    checkpoint_every: int = 100,
+    log_every: int = 10,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Weights | None:
+    """Meta-trains a rule and writes it to `out`.
+
+    Args:
+      config: the run.
+      data: "digits", or a folder of 8x8 image sets (see `load_image_sets`).
+      out: folder for `metrics.jsonl`, `checkpoint.msgpack` and `weights.celo2`.
+      sets: names of the image sets; empty for all of the folder.
+      resume: go on from the folder's checkpoint.
+      checkpoint_every: iterations between checkpoints.
+      log_every: iterations between lines of metrics (means over them).
+      on_log: called with every line of metrics.
+      stop: asked after every iteration; True saves a checkpoint and returns.
+
+    Returns:
+      The weights, or None if stopped before the end.
+
+    Raises:
+      DataError: unusable data.
+      RunError: the folder holds a run (without `resume`), none (with it), or a run of another config or data.
+    """
+    images, names = load_image_sets(data, sets)
+    out = Path(out)
+    header = {
+        "config": dataclasses.asdict(config),
+        "sets": list(names),
+        "data_sha256": hashlib.sha256(np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()).hexdigest(),
+    }
+    state = init_metatrain(config, len(names))
+    lines: list[str] = []
+    if resume:
+        state, lines = _restore(out, header, state)
+    else:
+        if (out / METRICS_FILE).exists():
+            raise RunError(f"out = {str(out)!r} already holds a run; resume it, or give another folder.")
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(header | {"versions": {"celo2_harness": __version__, "jax": jax.__version__}})]
+    _write(out / METRICS_FILE, "".join(line + "\n" for line in lines).encode())
+
+    seconds = json.loads(lines[-1]).get("seconds", 0.0)
+    started = time.monotonic()
+    recent: list[MetaTrainMetrics] = []
+    with (out / METRICS_FILE).open("a") as metrics_file:
+        for iteration in range(int(state.iteration) + 1, config.iterations + 1):
+            state, metrics = metatrain_step(config, state, images)
+            recent.append(metrics)
+            last = iteration == config.iterations
+            if iteration % log_every == 0 or last:
+                line = _summary(iteration, recent, names) | {"seconds": seconds + time.monotonic() - started}
+                recent = []
+                metrics_file.write(json.dumps(line) + "\n")
+                metrics_file.flush()
+                if on_log is not None:
+                    on_log(line)
+            interrupted = stop()
+            if iteration % checkpoint_every == 0 or last or interrupted:
+                content = {"header": json.dumps(header), "state": flax.serialization.to_state_dict(state)}
+                _write(out / CHECKPOINT_FILE, flax.serialization.msgpack_serialize(jax.tree.map(np.asarray, content)))
+            if interrupted and not last:
+                return None
+    provenance = header | {
+        "iterations": config.iterations,
+        "seconds": seconds + time.monotonic() - started,
+        "final_meta_loss": json.loads((out / METRICS_FILE).read_text().splitlines()[-1])["meta_loss"],
+    }
+    weights = Weights(Theta(*map(np.asarray, state.theta)), config.rule, provenance)
+    save_weights(out / WEIGHTS_FILE, weights)
+    return weights
+
+
+def _summary(iteration: int, recent: list[MetaTrainMetrics], names: tuple[str, ...]) -> dict[str, Any]:
+    mean = jax.tree.map(lambda *x: np.mean([np.asarray(v) for v in x], axis=0), *recent)
+    return {
+        "iteration": iteration,
+        "meta_loss": dict(zip(names, (float(x) for x in mean.pes.meta_loss), strict=True)),
+        "restarted": float(mean.pes.restarted),
+        "gradient_norm": float(mean.gradient_norm),
+        "theta_norm": float(mean.theta_norm),
+    }
+
+
+def _restore(out: Path, header: dict[str, Any], like: MetaTrainState) -> tuple[MetaTrainState, list[str]]:
+    """The checkpoint, and the lines of metrics up to it."""
+    try:
+        content = flax.serialization.msgpack_restore((out / CHECKPOINT_FILE).read_bytes())
+        saved = json.loads(content["header"])
+        lines = (out / METRICS_FILE).read_text().splitlines()
+    except FileNotFoundError as error:
+        raise RunError(f"out = {str(out)!r}: nothing to resume ({Path(str(error.filename)).name} is missing).") from None
+    except Exception as error:
+        raise RunError(f"out = {str(out)!r}: the checkpoint cannot be read ({type(error).__name__}: {error}).") from None
+    expected = json.loads(json.dumps(header))
+    for name, value in expected.items():
+        if saved.get(name) != value:
+            raise RunError(f"out = {str(out)!r}: made with {name} = {saved.get(name)}, asked for {value}.")
+    state = flax.serialization.from_state_dict(like, content["state"])
+    state = jax.tree.map(jax.numpy.asarray, state)
+    kept = [line for line in lines if json.loads(line).get("iteration", 0) <= int(state.iteration)]
+    return state, kept
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replaces a file in one step, so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+__all__ = ["DataError", "RunError", "run_metatrain"]

@@ -1,0 +1,19 @@
+"""The learned rule as pure functions of arrays; knows nothing of Optax."""
+
+from celo2_harness.rule.accumulators import Moments as Moments, init_moments as init_moments
+from celo2_harness.rule.config import CELO2_CONFIG as CELO2_CONFIG, RuleConfig as RuleConfig, Theta as Theta
+from celo2_harness.rule.direction import leaf_direction as leaf_direction
+from celo2_harness.rule.features import FEATURES as FEATURES, Feature as Feature, channel_counts as channel_counts
+from celo2_harness.rule.newton_schulz import COEFFICIENTS as COEFFICIENTS, newton_schulz as newton_schulz
+from celo2_harness.rule.view import (
+    MatrixView as MatrixView,
+    default_view as default_view,
+    view_from_axes as view_from_axes,
+)
+from celo2_harness.rule.weights_file import (
+    Weights as Weights,
+    WeightsError as WeightsError,
+    bundled_weights as bundled_weights,
+    load_weights as load_weights,
+    save_weights as save_weights,
+)

@@ -1,0 +1,82 @@
+"""The running statistics of one leaf: three momenta, a second moment, and factored (or diagonal) second moments."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from celo2_harness.rule.config import RuleConfig
+from celo2_harness.rule.view import MatrixView
+
+GRADIENT_CLIP = 1000.0
+# Added to squared gradients under the factored moments, so that their inverse roots exist for a zero gradient.
+FACTORED_FLOOR = 1e-30
+
+
+class Moments(NamedTuple):
+    """Accumulators of one leaf; tuples hold one array per decay. No bias correction; all start at zero.
+
+    `mu` and `nu` have the leaf's shape, `row` and `col` the viewed shape without one axis (matrices only), `diag` the
+    leaf's shape (vectors only).
+    """
+
+    mu: tuple[Float[Array, "..."], ...]
+    nu: Float[Array, "..."]
+    row: tuple[Float[Array, "..."], ...] | None
+    col: tuple[Float[Array, "..."], ...] | None
+    diag: tuple[Float[Array, "..."], ...] | None
+
+
+def init_moments(config: RuleConfig, view: MatrixView, dtype: Any = jnp.float32) -> Moments:
+    """Zeros for one leaf.
+
+    Args:
+      config: gives the number of decays.
+      view: the leaf's view.
+      dtype: of `mu` and `nu`. Factored moments stay float32: they are small, and a decay of 0.999 changes them by less
+        than bfloat16 resolves.
+    """
+    factored = lambda shape: tuple(jnp.zeros(shape, jnp.float32) for _ in config.factored_decays)
+    return Moments(
+        mu=tuple(jnp.zeros(view.shape, dtype) for _ in config.momentum_decays),
+        nu=jnp.zeros(view.shape, dtype),
+        row=factored(view.row_shape) if view.is_matrix else None,
+        col=factored(view.column_shape) if view.is_matrix else None,
+        diag=None if view.is_matrix else factored(view.shape),
+    )
+
+
+def clip_gradient(gradient: Float[Array, "*leaf"]) -> Float[Array, "*leaf"]:
+    """float32 gradient in [-1000, 1000]; NaN becomes 0, so that it never enters the state."""
+    gradient = gradient.astype(jnp.float32)
+    return jnp.where(jnp.isnan(gradient), 0.0, jnp.clip(gradient, -GRADIENT_CLIP, GRADIENT_CLIP))
+
+
+def update_moments(
+    config: RuleConfig, view: MatrixView, gradient: Float[Array, "*leaf"], moments: Moments
+) -> Moments:
+    """All accumulators after one clipped gradient, in float32 (the caller rounds to the state's dtype).
+
+    m <- beta m + (1 - beta) g,  v <- beta v + (1 - beta) g^2,  row and col: means of g^2 + 1e-30 over one axis.
+    """
+
+    def average(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
+        return decay * old.astype(jnp.float32) + (1.0 - decay) * new
+
+    def averages(old: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(average(decay, o, new) for decay, o in zip(config.factored_decays, old, strict=True))
+
+    square = jnp.square(gradient)
+    row = col = diag = None
+    if view.factored is not None:
+        assert moments.row is not None and moments.col is not None
+        d1, d0 = view.factored
+        viewed = view.apply(square)
+        row = averages(moments.row, jnp.mean(viewed, axis=d0) + FACTORED_FLOOR)
+        col = averages(moments.col, jnp.mean(viewed, axis=d1) + FACTORED_FLOOR)
+    else:
+        assert moments.diag is not None
+        diag = averages(moments.diag, square + FACTORED_FLOOR)
+    mu = tuple(average(decay, m, gradient) for decay, m in zip(config.momentum_decays, moments.mu, strict=True))
+    return Moments(mu, average(config.second_moment_decay, moments.nu, square), row, col, diag)

@@ -1,0 +1,46 @@
+"""One step of the learned rule on one leaf: gradient in, direction and new accumulators out."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from celo2_harness.rule.accumulators import Moments, clip_gradient, update_moments
+from celo2_harness.rule.config import RuleConfig, Theta
+from celo2_harness.rule.features import leaf_statistics
+from celo2_harness.rule.network import evaluate
+from celo2_harness.rule.view import MatrixView
+
+
+def leaf_direction(
+    theta: Theta,
+    config: RuleConfig,
+    view: MatrixView,
+    gradient: Float[Array, "*leaf"],
+    parameter: Float[Array, "*leaf"],
+    moments: Moments,
+) -> tuple[Float[Array, "..."], Moments]:
+    """Updates the accumulators with the gradient, then evaluates the network on them.
+
+    A matrix (or vector) of the leaf whose gradients have all been zero so far gets direction zero: the network would
+    otherwise turn its biases and the parameter feature into an update.
+
+    Args:
+      theta: the network's numbers (float32 arrays, traced ones too).
+      config: what theta was trained with.
+      view: how the leaf is seen as matrices.
+      gradient: any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
+      parameter: the leaf before this step.
+      moments: accumulators before this step.
+
+    Returns:
+      The raw direction in the leaf's view (float32, to be subtracted), and the new accumulators in the dtypes of
+      `moments`.
+    """
+    gradient = clip_gradient(gradient)
+    new = update_moments(config, view, gradient, moments)
+    direction = evaluate(theta, config, view, leaf_statistics(view, gradient, parameter, new))
+    # The slowest momentum is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
+    slowest = view.apply(new.mu[max(range(len(new.mu)), key=config.momentum_decays.__getitem__)])
+    seen = jnp.any(slowest != 0.0, axis=view.axes, keepdims=True)
+    rounded = jax.tree.map(lambda n, old: n.astype(old.dtype), new, moments)
+    return jnp.where(seen, direction, 0.0), rounded

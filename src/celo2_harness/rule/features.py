@@ -1,0 +1,128 @@
+"""The features of the learned rule: a table of named groups, each a function of one leaf's statistics.
+
+A group returns its channels as arrays that broadcast to the viewed leaf. Row-only and column-only channels stay thin
+(one of their matrix axes has length one): the network never needs them at full size. To add a feature, add a function
+and a row of `FEATURES`, and name it in a `RuleConfig`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from celo2_harness.rule.accumulators import Moments
+from celo2_harness.rule.config import RuleConfig
+from celo2_harness.rule.view import MatrixView
+
+ROOT_FLOOR = 1e-9  # under the inverse roots of factored moments
+RMS_FLOOR = 1e-8  # under the inverse root of the second moment
+GRADIENT_FEATURE_CLIP = 0.1
+
+Channels = tuple[Float[Array, "..."], ...]
+
+
+class LeafStatistics(NamedTuple):
+    """What features may read: one leaf in its view, float32, accumulators after this step's gradient.
+
+    `row` and `col` keep the lost axis with length one. `factored_inverse_rms` is R_k C_k for matrices and
+    1 / sqrt(diag_k + 1e-9) for vectors.
+    """
+
+    gradient: Float[Array, "..."]
+    parameter: Float[Array, "..."]
+    momentum: Channels
+    second_moment: Float[Array, "..."]
+    inverse_rms: Float[Array, "..."]
+    row: Channels
+    col: Channels
+    factored_inverse_rms: Channels
+
+
+class Feature(NamedTuple):
+    """One named group: how many channels it has, whether vectors have it, how it is computed."""
+
+    channels: Callable[[RuleConfig], int]
+    for_vectors: bool
+    compute: Callable[[LeafStatistics], Channels]
+
+
+def _one(config: RuleConfig) -> int:
+    del config
+    return 1
+
+
+def _per_momentum(config: RuleConfig) -> int:
+    return len(config.momentum_decays)
+
+
+def _per_factored(config: RuleConfig) -> int:
+    return len(config.factored_decays)
+
+
+def _inverse_root(x: jax.Array) -> jax.Array:
+    return 1.0 / jnp.sqrt(x + RMS_FLOOR)
+
+
+FEATURES: dict[str, Feature] = {
+    "gradient": Feature(_one, True, lambda s: (s.gradient,)),
+    "clipped_gradient": Feature(
+        _one, True, lambda s: (jnp.clip(s.gradient, -GRADIENT_FEATURE_CLIP, GRADIENT_FEATURE_CLIP),)
+    ),
+    "parameter": Feature(_one, True, lambda s: (s.parameter,)),
+    "momentum": Feature(_per_momentum, True, lambda s: s.momentum),
+    "second_moment": Feature(_one, True, lambda s: (s.second_moment,)),
+    "momentum_over_rms": Feature(_per_momentum, True, lambda s: tuple(m * s.inverse_rms for m in s.momentum)),
+    "inverse_rms": Feature(_one, True, lambda s: (s.inverse_rms,)),
+    "factored_gradient": Feature(
+        _per_factored, True, lambda s: tuple(s.gradient * f for f in s.factored_inverse_rms)
+    ),
+    "gradient_over_rms": Feature(_one, True, lambda s: (s.gradient * s.inverse_rms,)),
+    "row_moment": Feature(_per_factored, False, lambda s: s.row),
+    "column_moment": Feature(_per_factored, False, lambda s: s.col),
+    "inverse_row_rms": Feature(_per_factored, False, lambda s: tuple(_inverse_root(r) for r in s.row)),
+    "inverse_column_rms": Feature(_per_factored, False, lambda s: tuple(_inverse_root(c) for c in s.col)),
+    "factored_momentum": Feature(
+        _per_momentum,
+        False,
+        lambda s: tuple(m * f for m, f in zip(s.momentum, s.factored_inverse_rms, strict=True)),
+    ),
+}
+
+
+def channel_counts(config: RuleConfig) -> tuple[int, ...]:
+    """Channels of each feature group, in order; their sum is the number of rows of `w0`."""
+    return tuple(FEATURES[name].channels(config) for name in config.features)
+
+
+def leaf_statistics(
+    view: MatrixView, gradient: Float[Array, "*leaf"], parameter: Float[Array, "*leaf"], moments: Moments
+) -> LeafStatistics:
+    """Gathers what features read, with factored inverse roots computed at thin size."""
+    nu = view.apply(moments.nu)
+    row: Channels = ()
+    col: Channels = ()
+    if view.factored is not None:
+        assert moments.row is not None and moments.col is not None
+        d1, d0 = view.factored
+        root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
+        row = tuple(jnp.expand_dims(r, d0) for r in moments.row)
+        col = tuple(jnp.expand_dims(c, d1) for c in moments.col)
+        factored = tuple(
+            root(r / (jnp.mean(r, axis=d1, keepdims=True) + ROOT_FLOOR)) * root(c)
+            for r, c in zip(row, col, strict=True)
+        )
+    else:
+        assert moments.diag is not None
+        factored = tuple(jax.lax.rsqrt(view.apply(d) + ROOT_FLOOR) for d in moments.diag)
+    return LeafStatistics(
+        gradient=view.apply(gradient),
+        parameter=view.apply(parameter.astype(jnp.float32)),
+        momentum=tuple(view.apply(m) for m in moments.mu),
+        second_moment=nu,
+        inverse_rms=jax.lax.rsqrt(nu + RMS_FLOOR),
+        row=row,
+        col=col,
+        factored_inverse_rms=factored,
+    )

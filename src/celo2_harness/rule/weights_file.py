@@ -1,0 +1,294 @@
+"""Weight files: the numbers of a learned rule together with what they were trained as.
+
+Two layouts are read and written, both Flax msgpack, neither able to run code:
+
+- `"celo2-harness"`: {"format", "version", "config", "provenance", "theta"}; a file says what it is.
+- `"published"`: {"ff_mod_stack": {"~": {w0__0 .. w0__13, b0, w1, b1, w2, b2}}}, the layout of the published Celo2,
+  which says nothing about itself and is taken to have the published configuration.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.serialization
+import numpy as np
+
+from celo2_harness.rule.config import CELO2_CONFIG, RuleConfig, Theta
+from celo2_harness.rule.features import FEATURES, channel_counts
+
+FORMAT = "celo2-harness weights"
+VERSION = 1
+HUB_FILE = "weights.celo2"
+_MAXIMUM_BYTES = 64 * 2**20  # far above any theta; a model checkpoint given by mistake is not read whole
+
+
+class WeightsError(ValueError):
+    """A weight file that is missing, damaged, or not what it should be; the message names what and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A learned rule: its numbers, its configuration, and how it was made.
+
+    Attributes:
+      theta: float32 arrays.
+      config: features, decays and normalisation that theta was trained with.
+      provenance: free facts about the training run (data, iterations, seed, ...), JSON values.
+    """
+
+    theta: Theta
+    config: RuleConfig = CELO2_CONFIG
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        size = sum(np.size(x) for x in self.theta)
+        return f"Weights({size} numbers, hidden {np.shape(self.theta.b0)[0]}, {self.config})"
+
+
+def bundled_weights() -> tuple[str, ...]:
+    """Names of the weight files inside the package.
+
+    >>> "celo2" in bundled_weights()
+    True
+    """
+    folder = resources.files("celo2_harness.weights")
+    return tuple(sorted(f.name.removesuffix(".celo2") for f in folder.iterdir() if f.name.endswith(".celo2")))
+
+
+def load_weights(source: str | os.PathLike[str] | Weights, *, expect: RuleConfig | None = None) -> Weights:
+    """Loads a learned rule by bundled name, from a file, or from the Hugging Face hub.
+
+    Args:
+      source: a bundled name ("celo2"), a path, "hf://owner/repo" or "hf://owner/repo/file", or `Weights` (returned
+        unchanged). Only an hf:// source uses the network.
+      expect: refuse weights that were trained with another configuration.
+
+    Returns:
+      The weights; theta as float32 NumPy arrays.
+
+    Raises:
+      WeightsError: no such name or file, not a weight file, truncated, a missing or extra key, a wrong shape, a number
+        that is not finite, an unknown feature or version, or a configuration other than `expect`.
+      ImportError: hf:// without huggingface-hub.
+
+    Example:
+      >>> weights = load_weights("celo2")
+      >>> weights.theta.w0.shape, weights.config.second_moment_decay
+      ((30, 8), 0.95)
+    """
+    if isinstance(source, Weights):
+        weights, name = source, "the given weights"
+    else:
+        name = os.fspath(source)
+        weights = _parse(_read(name), name)
+    if expect is not None:
+        for field in dataclasses.fields(RuleConfig):
+            got, wanted = getattr(weights.config, field.name), getattr(expect, field.name)
+            if got != wanted:
+                raise WeightsError(
+                    f"{name}: trained with {field.name} = {got!r}, expected {wanted!r}."
+                    " Load weights of that configuration, or build with the configuration of the file."
+                )
+    return weights
+
+
+def save_weights(
+    path: str | os.PathLike[str], weights: Weights, *, layout: Literal["celo2-harness", "published"] = "celo2-harness"
+) -> None:
+    """Writes a weight file, atomically.
+
+    Args:
+      path: the file to write.
+      weights: what to write.
+      layout: "celo2-harness" (says what it is), or "published" (for programs that read the published file; the
+        configuration is lost, so only the published one is accepted).
+
+    Raises:
+      WeightsError: shapes that do not fit the configuration, numbers that are not finite, or a configuration that the
+        published layout cannot express.
+
+    Example:
+      >>> path = str(getfixture("tmp_path") / "copy.celo2")
+      >>> save_weights(path, load_weights("celo2"))
+      >>> load_weights(path).config == load_weights("celo2").config
+      True
+    """
+    path = Path(path)
+    _check(weights, str(path))
+    theta = {name: np.asarray(x, np.float32) for name, x in weights.theta._asdict().items()}
+    if layout == "published":
+        if weights.config != CELO2_CONFIG:
+            raise WeightsError(
+                f"{path}: the published layout cannot say {weights.config}, only the published configuration."
+                ' Save with layout="celo2-harness".'
+            )
+        blocks = np.split(theta.pop("w0"), np.cumsum(channel_counts(weights.config))[:-1])
+        content: dict[str, Any] = {
+            "ff_mod_stack": {"~": {f"w0__{i}": block for i, block in enumerate(blocks)} | theta}
+        }
+    else:
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": json.dumps(dataclasses.asdict(weights.config)),
+            "provenance": json.dumps(dict(weights.provenance)),
+            "theta": theta,
+        }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(flax.serialization.msgpack_serialize(content))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _read(source: str) -> bytes:
+    if source.startswith("hf://"):
+        path = _fetch(source)
+    elif source in bundled_weights():
+        return (resources.files("celo2_harness.weights") / f"{source}.celo2").read_bytes()
+    else:
+        path = Path(source)
+    try:
+        if path.stat().st_size > _MAXIMUM_BYTES:
+            raise WeightsError(f"{source}: {path.stat().st_size} bytes is far too large for a weight file of a rule.")
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{source}: cannot be read ({error.strerror}). Give one of the bundled names"
+            f" {', '.join(bundled_weights())}, a path, or hf://owner/repo."
+        ) from None
+
+
+def _fetch(source: str) -> Path:
+    parts = source.removeprefix("hf://").split("/")
+    if len(parts) < 2 or not all(parts):
+        raise WeightsError(f"{source}: expected hf://owner/repo or hf://owner/repo/file.")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise ImportError(f"{source} needs huggingface-hub: pip install 'celo2-harness[hub]'") from None
+    file = "/".join(parts[2:]) or HUB_FILE
+    try:
+        return Path(hf_hub_download(repo_id="/".join(parts[:2]), filename=file))
+    except Exception as error:  # the hub library raises many kinds; all mean "not fetched"
+        raise WeightsError(f"{source}: could not fetch {file!r} from the hub ({type(error).__name__}: {error})") from error
+
+
+def _parse(data: bytes, name: str) -> Weights:
+    try:
+        content = flax.serialization.msgpack_restore(data)
+    except Exception as error:  # msgpack, struct and numpy errors alike: the bytes are not a weight file
+        raise WeightsError(
+            f"{name}: not a weight file, or truncated ({len(data)} bytes; {type(error).__name__}: {error})."
+        ) from None
+    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        config, provenance = _header(content, name)
+        theta = content.get("theta")
+    elif isinstance(content, Mapping) and "ff_mod_stack" in content:
+        config, provenance = CELO2_CONFIG, {}
+        stack = content["ff_mod_stack"]
+        theta = _join_blocks(stack.get("~") if isinstance(stack, Mapping) else None, name)
+    else:
+        raise WeightsError(
+            f"{name}: not a weight file of a learned rule: expected the key 'format' = {FORMAT!r} or 'ff_mod_stack'."
+        )
+    arrays = _named_arrays(theta, Theta._fields, name)
+    weights = Weights(Theta(**arrays), config, provenance)
+    _check(weights, name)
+    return weights
+
+
+def _header(content: Mapping[str, Any], name: str) -> tuple[RuleConfig, Mapping[str, Any]]:
+    if content.get("version") != VERSION:
+        raise WeightsError(
+            f"{name}: format version {content.get('version')!r}, this package reads version {VERSION}."
+            " Update celo2-harness."
+        )
+    try:
+        fields, provenance = json.loads(content["config"]), json.loads(content["provenance"])
+        expected = {field.name for field in dataclasses.fields(RuleConfig)}
+        if set(fields) != expected:
+            raise WeightsError(f"{name}: the header has {sorted(fields)}, expected {sorted(expected)}.")
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return RuleConfig(**fields), dict(provenance)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{name}: the header cannot be read ({type(error).__name__}: {error}).") from None
+
+
+def _named_arrays(tree: Any, names: tuple[str, ...], name: str) -> dict[str, np.ndarray]:
+    """The arrays of a mapping, refusing missing and extra keys and anything that is not a float array."""
+    if not isinstance(tree, Mapping):
+        raise WeightsError(f"{name}: expected a mapping of arrays with the keys {', '.join(names)}.")
+    missing, extra = [n for n in names if n not in tree], [n for n in tree if n not in names]
+    if missing or extra:
+        raise WeightsError(f"{name}: missing keys {missing}, unknown keys {extra}.")
+    for key in names:
+        if not isinstance(tree[key], np.ndarray) or not np.issubdtype(tree[key].dtype, np.floating):
+            raise WeightsError(f"{name}: {key} is not an array of floating-point numbers.")
+    return {key: tree[key].astype(np.float32) for key in names}
+
+
+def _join_blocks(stack: Any, name: str) -> dict[str, np.ndarray]:
+    """The published layout keeps the first layer as one block per feature group."""
+    counts = channel_counts(CELO2_CONFIG)
+    blocks = tuple(f"w0__{i}" for i in range(len(counts)))
+    arrays = _named_arrays(stack, blocks + Theta._fields[1:], name)
+    hidden = arrays["b0"].shape
+    for block, count in zip(blocks, counts, strict=True):
+        if arrays[block].shape != (count, *hidden):
+            raise WeightsError(f"{name}: {block} has shape {arrays[block].shape}, expected {(count, *hidden)}.")
+    return {"w0": np.concatenate([arrays.pop(block) for block in blocks])} | arrays
+
+
+def _check(weights: Weights, name: str) -> None:
+    """Configuration known, shapes consistent, numbers finite."""
+    config = weights.config
+    _check_config(config, name)
+    theta = weights.theta
+    hidden = np.shape(theta.b0)[0] if np.ndim(theta.b0) == 1 else 0
+    outputs = np.shape(theta.b2)[0] if np.ndim(theta.b2) == 1 else 0
+    shapes = Theta(
+        w0=(sum(channel_counts(config)), hidden),
+        b0=(hidden,),
+        w1=(hidden, hidden),
+        b1=(hidden,),
+        w2=(hidden, outputs),
+        b2=(outputs,),
+    )
+    if not hidden or not outputs:
+        raise WeightsError(
+            f"{name}: b0 {np.shape(theta.b0)} and b2 {np.shape(theta.b2)} must be vectors that are not empty."
+        )
+    for key, x, shape in zip(Theta._fields, theta, shapes, strict=True):
+        if np.shape(x) != shape:
+            raise WeightsError(f"{name}: {key} has shape {np.shape(x)}, expected {shape}.")
+        if not np.all(np.isfinite(x)):
+            raise WeightsError(f"{name}: {key} holds {np.sum(~np.isfinite(x))} numbers that are not finite.")
+
+
+def _check_config(config: RuleConfig, name: str) -> None:
+    unknown = [feature for feature in config.features if feature not in FEATURES]
+    if unknown:
+        raise WeightsError(f"{name}: unknown features {unknown}; known: {', '.join(FEATURES)}.")
+    decays = (*config.momentum_decays, config.second_moment_decay, *config.factored_decays)
+    if not all(isinstance(d, (int, float)) and 0.0 <= d < 1.0 for d in decays) or not (
+        config.momentum_decays and config.factored_decays
+    ):
+        raise WeightsError(f"{name}: decays must be numbers in [0, 1), at least one of each kind; got {decays}.")
+    if "factored_momentum" in config.features and len(config.momentum_decays) != len(config.factored_decays):
+        raise WeightsError(
+            f"{name}: factored_momentum pairs momentum_decays {config.momentum_decays} with factored_decays"
+            f" {config.factored_decays}; their numbers must be equal."
+        )

@@ -1,0 +1,15 @@
+"""What is trained: models with their data. Tasks know nothing of optimizers."""
+
+from celo2_harness.tasks.gpt import GPT as GPT
+from celo2_harness.tasks.gpt import MODELS as MODELS
+from celo2_harness.tasks.gpt import GPTConfig as GPTConfig
+from celo2_harness.tasks.gpt import gpt_loss as gpt_loss
+from celo2_harness.tasks.gpt import init_gpt as init_gpt
+from celo2_harness.tasks.language_model import LanguageModel as LanguageModel
+from celo2_harness.tasks.task import Task as Task
+from celo2_harness.tasks.text import Text as Text
+from celo2_harness.tasks.text import default_text as default_text
+from celo2_harness.tasks.text import read_text as read_text
+from celo2_harness.tasks.text import sample_windows as sample_windows
+from celo2_harness.tasks.text import split_text as split_text
+from celo2_harness.tasks.text import spread_windows as spread_windows

@@ -1,0 +1,64 @@
+"""The language-model task: a GPT that learns the bytes of a text."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float32, Integer, UInt8
+
+from celo2_harness.tasks.gpt import GPTConfig, gpt_loss, init_gpt
+from celo2_harness.tasks.text import Text, sample_windows, spread_windows
+
+VALIDATION_BYTES = 16384
+"""How many held-out bytes are predicted in one evaluation, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """Predict the next byte of a text; a `Task`.
+
+    Attributes:
+        config: The model. Windows are as long as its context.
+        text: The data.
+        batch_size: Windows per training batch.
+
+    >>> from celo2_harness.tasks import GPTConfig, LanguageModel, split_text
+    >>> task = LanguageModel(GPTConfig(8, 1, 2, context=4), split_text(b"abracadabra" * 9, "spell", 4), batch_size=3)
+    >>> task.batch(seed=0, step=0).shape
+    (3, 5)
+    >>> params = task.init(jax.random.key(0))
+    >>> round(float(task.loss(params, task.batch(seed=0, step=0))), 1)  # at the start: about log(256)
+    5.5
+    """
+
+    config: GPTConfig
+    text: Text
+    batch_size: int
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch: got {self.batch_size}, expected at least 1")
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """How many bytes one batch predicts."""
+        return self.batch_size * self.config.context
+
+    def init(self, key: jax.Array) -> nnx.State:
+        """Returns new parameters."""
+        return init_gpt(self.config, key)
+
+    def loss(
+        self, params: nnx.State, batch: Integer[Array, "batch window"] | Integer[np.ndarray, "batch window"]
+    ) -> Float32[Array, ""]:
+        """Returns the mean loss in nats per byte."""
+        return gpt_loss(self.config, params, jax.numpy.asarray(batch))
+
+    def batch(self, seed: int, step: int) -> UInt8[np.ndarray, "batch window"]:
+        """Returns the training windows of a step; the same for the same seed and step."""
+        return sample_windows(self.text.train, seed, step, self.batch_size, self.config.context)
+
+    def validation(self) -> UInt8[np.ndarray, "count window"]:
+        """Returns the held-out windows, the same for every seed and batch size."""
+        return spread_windows(self.text.held_out, self.config.context, VALIDATION_BYTES)

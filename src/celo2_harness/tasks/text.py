@@ -1,0 +1,154 @@
+"""Bytes of a text as training and held-out data."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+HELD_OUT = 0.1
+"""The part of a text, at its end, that is kept for validation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text as two runs of bytes that never overlap.
+
+    Attributes:
+        name: Where the text came from, for records and messages.
+        train: The bytes to train on, uint8.
+        held_out: The bytes to validate on, uint8: the tail of the text.
+    """
+
+    name: str
+    train: UInt8[np.ndarray, " train_bytes"]
+    held_out: UInt8[np.ndarray, " held_out_bytes"]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the whole text, in hexadecimal: tells whether two runs saw the same data."""
+        return hashlib.sha256(self.train.tobytes() + self.held_out.tobytes()).hexdigest()
+
+
+def split_text(content: bytes, name: str, context: int) -> Text:
+    """Splits a text into a training part and a held-out tail.
+
+    Args:
+        content: The bytes of the text.
+        name: What to call it in messages.
+        context: The length of a training window in bytes. Each part must hold one window and the byte after it.
+
+    Returns:
+        The two parts.
+
+    Raises:
+        ValueError: if the text is empty or too short; the message says how many bytes there are and are needed.
+
+    >>> text = split_text(bytes(100), "zeros", context=8)
+    >>> text.train.shape, text.held_out.shape
+    ((90,), (10,))
+    """
+    if not content:
+        raise ValueError(f"text: {name} is empty; give a file with some text in it")
+    held_out = int(len(content) * HELD_OUT)
+    if held_out < context + 1:
+        # The smallest size whose tail holds a window; the training part is then larger still.
+        needed = next(size for size in range(int((context + 1) / HELD_OUT), 2**62) if int(size * HELD_OUT) > context)
+        raise ValueError(
+            f"text: {name} has {len(content)} bytes, but a context of {context} needs at least {needed} "
+            f"(the last {HELD_OUT:.0%} is held out and must hold {context + 1}); give a longer text or a smaller context"
+        )
+    array = np.frombuffer(content, np.uint8)
+    return Text(name, array[:-held_out], array[-held_out:])
+
+
+def read_text(path: str | os.PathLike[str], context: int) -> Text:
+    """Reads any file as bytes and splits it; see `split_text`.
+
+    Args:
+        path: The file.
+        context: The length of a training window in bytes.
+
+    Returns:
+        The two parts.
+
+    Raises:
+        ValueError: if there is no such file, it is a folder, it cannot be read, or it is empty or too short.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"text: there is no file {path}; check the path") from None
+    except IsADirectoryError:
+        raise ValueError(f"text: {path} is a folder; give a single text file") from None
+    except OSError as error:
+        raise ValueError(f"text: cannot read {path}: {error.strerror or error}") from None
+    return split_text(content, str(path), context)
+
+
+def default_text(context: int) -> Text:
+    """Returns the text that every Python carries: the language reference behind `help()`, about 0.5 MB of English.
+
+    It differs a little between Python versions; `Text.digest` tells which one a run saw.
+
+    Args:
+        context: The length of a training window in bytes.
+
+    Returns:
+        The two parts.
+
+    Raises:
+        ValueError: if the text is too short for the context, or this Python was installed without it.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise ValueError("text: this Python has no pydoc_data.topics; give a text file") from None
+    return split_text("".join(topics[name] for name in sorted(topics)).encode(), "pydoc_data.topics", context)
+
+
+def sample_windows(
+    data: UInt8[np.ndarray, " bytes"], seed: int, step: int, batch_size: int, context: int
+) -> UInt8[np.ndarray, "batch window"]:
+    """Draws windows of `context + 1` bytes, as a pure function of the seed and the step.
+
+    Args:
+        data: Bytes, uint8, at least `context + 1` of them.
+        seed: At least 0 and below 2^64.
+        step: At least 0.
+        batch_size: The number of windows.
+        context: The number of predictions per window.
+
+    Returns:
+        Windows, uint8, of shape `(batch_size, context + 1)`.
+
+    >>> sample_windows(np.arange(100, dtype=np.uint8), seed=0, step=5, batch_size=2, context=3).shape
+    (2, 4)
+    """
+    # Philox is a counter-based generator: keyed by (seed, step), it needs no state carried from step to step.
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
+    starts = generator.integers(0, len(data) - context, size=batch_size)
+    return data[starts[:, None] + np.arange(context + 1)]
+
+
+def spread_windows(
+    data: UInt8[np.ndarray, " bytes"], context: int, max_predictions: int
+) -> UInt8[np.ndarray, "count window"]:
+    """Cuts evenly spread windows of `context + 1` bytes, whose predictions do not overlap.
+
+    Args:
+        data: Bytes, uint8, at least `context + 1` of them.
+        context: The number of predictions per window.
+        max_predictions: A bound on the predictions in all windows together; at least one window is returned.
+
+    Returns:
+        Windows, uint8, of shape `(count, context + 1)`; the first starts the data and the last ends it.
+    """
+    available = (len(data) - 1) // context
+    count = max(1, min(available, max_predictions // context))
+    starts = np.linspace(0, len(data) - context - 1, count).astype(np.int64)
+    return data[starts[:, None] + np.arange(context + 1)]
