@@ -1,0 +1,32 @@
+"""Celo2, a learned optimizer, and the harness around it, as Optax building blocks.
+
+    from celo2_harness import harness
+    tx = harness.build(preset="celo2_ortho", learning_rate=1e-3, total_steps=10_000)
+"""
+
+from celo2_harness import harness as harness, schedules as schedules
+from celo2_harness._version import __version__ as __version__
+from celo2_harness.blocks import (
+    Celo2State as Celo2State,
+    GuardState as GuardState,
+    NormalizeRmsState as NormalizeRmsState,
+    add_decayed_weights as add_decayed_weights,
+    celo2_direction as celo2_direction,
+    guard_updates as guard_updates,
+    normalize_rms as normalize_rms,
+    orthogonalize as orthogonalize,
+    scale_by_celo2 as scale_by_celo2,
+    scale_by_shape as scale_by_shape,
+)
+from celo2_harness.harness import describe as describe
+from celo2_harness.routing import Rule as Rule, label_params as label_params, route as route
+from celo2_harness.rule import (
+    RuleConfig as RuleConfig,
+    Theta as Theta,
+    Weights as Weights,
+    WeightsError as WeightsError,
+    bundled_weights as bundled_weights,
+    load_weights as load_weights,
+    newton_schulz as newton_schulz,
+    save_weights as save_weights,
+)

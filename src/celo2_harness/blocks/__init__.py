@@ -6,3 +6,4 @@ from celo2_harness.blocks.direction import Celo2State as Celo2State, celo2_direc
 from celo2_harness.blocks.guard import GuardState as GuardState, guard_updates as guard_updates
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize
 from celo2_harness.blocks.rms import NormalizeRmsState as NormalizeRmsState, normalize_rms as normalize_rms
+from celo2_harness.blocks.shape import scale_by_shape as scale_by_shape

@@ -18,7 +18,7 @@ def scale_by_celo2(
     *,
     normalization: Mode | None = None,
     weight_dimension_numbers: WeightDimensionNumbers = None,
-    state_dtype: Any = jnp.float32,
+    state_dtype: Any = "float32",
 ) -> optax.GradientTransformation:
     """`celo2_direction`, then (if asked) `orthogonalize`, then `normalize_rms`: the published scale_by_celo2.
 

@@ -61,7 +61,7 @@ def celo2_direction(
     weights: Weights | str = "celo2",
     *,
     weight_dimension_numbers: WeightDimensionNumbers = None,
-    state_dtype: Any = jnp.float32,
+    state_dtype: Any = "float32",
 ) -> optax.GradientTransformation:
     r"""The learned update direction, raw: not orthogonalised, not normalised, not scaled.
 

@@ -44,7 +44,7 @@ def make_task(
         InputError: if an option is wrong.
     """
     if model not in MODELS:
-        raise InputError(f"model: got {model!r}, expected one of {', '.join(MODELS)}")
+        raise InputError(f"model = {model!r}: expected one of {', '.join(MODELS)}")
     with input_errors():
         config = MODELS[model]
         config = dataclasses.replace(
@@ -69,7 +69,7 @@ def default_learning_rate(preset: str) -> float:
     """
     presets = harness.presets()
     if preset not in presets:
-        raise InputError(f"preset: got {preset!r}, expected one of {', '.join(presets)}")
+        raise InputError(f"preset = {preset!r}: expected one of {', '.join(presets)}")
     return float(presets[preset].learning_rate)
 
 
@@ -86,9 +86,9 @@ def make_optimizer(**arguments: Any) -> optax.GradientTransformation:
         InputError: if an argument is wrong.
     """
     if arguments["learning_rate"] <= 0:
-        raise InputError(f"learning_rate: got {arguments['learning_rate']}, expected a number above 0")
+        raise InputError(f"learning_rate = {arguments['learning_rate']}: expected a number above 0")
     if arguments["total_steps"] < 1:
-        raise InputError(f"steps: got {arguments['total_steps']}, expected at least 1")
+        raise InputError(f"steps = {arguments['total_steps']}: expected at least 1")
     with input_errors():
         return harness.build(**arguments)
 

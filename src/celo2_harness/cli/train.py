@@ -9,6 +9,7 @@ from typing import Any
 from celo2_harness.cli._progress import Display
 from celo2_harness.cli._setup import default_learning_rate, describe_task, make_optimizer, make_task
 from celo2_harness.evaluate import StopSignals, TrainConfig, TrainResult, saved_options, train
+from celo2_harness.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Config:
     """Part of the run in which the learning rate rises."""
     weight_decay: float = 0.1
     """Weight decay."""
-    weights: str = "celo2"
-    """Weights of the learned rule: a name, a file or hf://owner/repo."""
+    weights: str | None = None
+    """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
     dtype: str = "float32"
     """What the model computes in: float32 or bfloat16."""
     param_dtype: str = "float32"
@@ -73,9 +74,7 @@ def defaults(config: Config) -> Config:
 def run(config: Config) -> int:
     """Trains; returns 0 if the run finished, 1 if it diverged, 130 if it was interrupted."""
     folder = _folder(config)
-    train_config = TrainConfig(
-        config.steps, config.seed, config.eval_every, config.log_every, config.checkpoint_every
-    )
+    train_config = TrainConfig(config.steps, config.seed, config.eval_every, config.log_every, config.checkpoint_every)
     rate = default_learning_rate(config.preset) if config.learning_rate is None else config.learning_rate
     task = make_task(config.text, config.model, config.context, config.batch, config.dtype, config.param_dtype)
     optimizer = {
@@ -96,7 +95,9 @@ def run(config: Config) -> int:
             folder,
             settings=describe_task(task) | {"optimizer": optimizer},
             options=_options(config),
+            title=f"{config.preset}, learning rate {rate:g}: {config.model}, {task.tokens_per_batch} bytes per step",
             resume=config.resume,
+            learning_rate=lambda step: rate * SCHEDULES[config.schedule](config.steps, config.warmup)(step),
             should_stop=lambda: stop.requested,
             on_start=lambda step: display.start(config.preset, config.steps, step),
             on_progress=display.update,

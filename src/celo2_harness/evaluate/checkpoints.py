@@ -1,10 +1,14 @@
 """Checkpoints of a run, kept by Orbax: written whole or not at all, the last few kept."""
 
-from collections.abc import Mapping
+import gc
+import logging
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.loop import TrainState
@@ -42,7 +46,12 @@ class Checkpoints:
         if state.step in self.steps():
             return
         leaves = _named_leaves(state)
-        meta = {"settings": settings, "leaves": {name: _describe(leaf) for name, leaf in leaves.items()}}
+        meta = {
+            "settings": settings,
+            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+            # Orbax notices files that are cut short, but not every changed byte.
+            "checksums": {name: _checksum(leaf) for name, leaf in leaves.items()},
+        }
         self._manager().save(
             state.step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)),
@@ -64,22 +73,23 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        def read(**items: Any) -> Any:
+            return _read(place, lambda: self._manager().restore(step, args=ocp.args.Composite(**items)))
+
         place = self._folder / str(step)
         leaves = _named_leaves(template)
-        try:
-            meta = self._manager().restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            there, saved_settings = meta["leaves"], meta["settings"]
-        except Exception as error:  # Orbax, TensorStore and JSON each raise their own.
-            raise _unreadable(place, error) from None
-        refuse_difference(f"checkpoint {place}", saved_settings, settings)
-        refuse_difference(f"checkpoint {place}", there, {name: _describe(leaf) for name, leaf in leaves.items()})
-        abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf)) for name, leaf in leaves.items()}
-        try:
-            restored = self._manager().restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )["state"]
-        except Exception as error:
-            raise _unreadable(place, error) from None
+        meta = read(meta=ocp.args.JsonRestore())["meta"]
+        if not isinstance(meta, dict) or {"settings", "leaves", "checksums"} - set(meta):
+            raise InputError(f"checkpoint {place} was not written by celo2-harness")
+        refuse_difference(f"checkpoint {place}", meta["settings"], settings)
+        refuse_difference(
+            f"checkpoint {place}", meta["leaves"], {name: _describe(leaf) for name, leaf in leaves.items()}
+        )
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), leaves)
+        restored = read(state=ocp.args.StandardRestore(target))["state"]
+        for name, leaf in restored.items():
+            if _checksum(leaf) != meta["checksums"][name]:
+                raise _unreadable(place, f"{name} does not have the checksum that it was saved with")
         structure = jax.tree.structure((template.params, template.opt_state))
         params, opt_state = jax.tree.unflatten(structure, [restored[name] for name in leaves])
         return TrainState(step, params, opt_state)
@@ -142,13 +152,25 @@ def _describe(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _sharding(leaf: Any) -> Any:
-    return leaf.sharding if isinstance(leaf, jax.Array) else None
+def _checksum(leaf: Any) -> int:
+    return zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8))
 
 
-def _unreadable(place: Path, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[:1]
-    return InputError(
-        f"checkpoint {place} cannot be read ({type(error).__name__}: {''.join(reason)[:200]}); "
-        "remove it to resume from the one before"
-    )
+def _read(place: Path, restore: Callable[[], Any]) -> Any:
+    try:
+        return restore()
+    except Exception as error:  # Orbax, TensorStore and JSON each raise their own.
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:200]}"
+    # Orbax reads all leaves at once and raises the first error. The others would be printed with their tracebacks when
+    # their tasks are collected, whenever that is; so collect them here, where nobody listens.
+    logger = logging.getLogger("asyncio")
+    logger.disabled, disabled = True, logger.disabled
+    try:
+        gc.collect()
+    finally:
+        logger.disabled = disabled
+    raise _unreadable(place, reason)
+
+
+def _unreadable(place: Path, reason: str) -> InputError:
+    return InputError(f"checkpoint {place} cannot be read ({reason}); remove it to resume from the one before")

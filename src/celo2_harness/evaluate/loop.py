@@ -127,9 +127,7 @@ def fit(
         yield Progress(state, None, float(evaluate(task, state.params, examples)), None)
     first_step, started, in_flight = state.step, None, None
     while state.step < steps:
-        params, opt_state, loss = train_step(
-            task, tx, state.params, state.opt_state, task.batch(seed, state.step)
-        )
+        params, opt_state, loss = train_step(task, tx, state.params, state.opt_state, task.batch(seed, state.step))
         state = TrainState(state.step + 1, params, opt_state)
         # Wait for the step before this one: an accelerator always has the next step queued, and never more than one.
         if in_flight is not None:

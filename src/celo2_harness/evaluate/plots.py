@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from celo2_harness.evaluate.compare import Row
+
 _GRID = {"color": "#dddddd", "linewidth": 0.8}
 # Okabe and Ito's colours: told apart with every kind of colour vision.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,19 +28,63 @@ def _axes(title: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def plot_training(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_training(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draws the losses of one run.
 
     Args:
         lines: The records of its metrics file.
         path: Where the PNG goes.
+        title: The heading.
     """
-    settings = lines[0].get("settings", {}) if lines else {}
-    figure, axes = _axes(str(settings.get("title", "Training")))
-    for kind, color, width, marker in (("train", "#9db8cc", 1.2, None), ("validation", _COLORS[1], 2, "o")):
+    figure, axes = _axes(title)
+    for kind, label, color, width, marker in (
+        ("train", "training batch", "#9db8cc", 1.2, None),
+        ("validation", "held-out text", _COLORS[1], 2, "o"),
+    ):
         points = [(line["step"], line["loss"]) for line in lines if line["kind"] == kind and line["loss"] is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=width, marker=marker, markersize=4, label=kind)
+            axes.plot(
+                *zip(*points, strict=True), color=color, linewidth=width, marker=marker, markersize=4, label=label
+            )
+    if axes.lines:
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def plot_comparison(rows: Sequence[Row], path: Path, title: str, baseline: str = "adamw") -> None:
+    """Draws the validation curves of several contenders, with the range over seeds as a band.
+
+    Args:
+        rows: What to draw, from `summarize`.
+        path: Where the PNG goes.
+        title: The heading.
+        baseline: The contender whose final loss gets a dashed line.
+    """
+    figure, axes = _axes(title)
+    axes.set_ylabel("held-out loss (nats per byte)")
+    tops, ends = [], []
+    for index, row in enumerate(rows):
+        if not row.curve:
+            continue
+        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        steps, losses = zip(*row.curve, strict=True)
+        label = f"{row.name}, learning rate {row.learning_rate:g}"
+        if row.status == "diverged":
+            label += " (diverged)"
+        else:
+            label += f": {row.validation_loss:.3f}"
+            ends.append(losses[-1])
+            # The fall from the start would squeeze the part where the curves differ into a stripe.
+            tops.append(next((loss for step, loss in row.curve if step >= steps[-1] / 10), losses[0]))
+        every = max(1, len(steps) // 12)
+        axes.plot(steps, losses, color=color, marker=marker, markevery=every, markersize=5, linewidth=1.8, label=label)
+        if any(high > low for low, high in zip(row.low, row.high, strict=True)):
+            axes.fill_between(steps, row.low, row.high, color=color, alpha=0.2, linewidth=0)
+        if row.name == baseline and row.status == "finished":
+            axes.axhline(row.validation_loss, color=color, linewidth=1, linestyle="--", zorder=1)
+    if ends:
+        margin = 0.05 * (max(tops) - min(ends)) or 0.1
+        axes.set_ylim(min(ends) - margin, max(tops) + margin)
     if axes.lines:
         axes.legend(frameon=False)
     figure.savefig(path)

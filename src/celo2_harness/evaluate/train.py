@@ -51,16 +51,16 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps", "eval_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected at least 1")
+                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
         if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed: got {self.seed}, expected a number from 0 to {2**32 - 1}")
+            raise InputError(f"seed = {self.seed}: expected a number from 0 to {2**32 - 1}")
 
 
 class TrainResult(NamedTuple):
     """How a run ended.
 
     Attributes:
-        status: "finished", "diverged" (the loss was no longer a number) or "interrupted" (stopped and saved on request).
+        status: "finished", "diverged" (the loss became NaN or infinite), or "interrupted" (saved and stopped).
         step: The steps taken.
         validation_loss: The last one written down; NaN or infinite where the run diverged.
         curve: The picture.
@@ -109,6 +109,7 @@ def train(
     *,
     settings: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
+    title: str = "Training",
     resume: bool = False,
     learning_rate: Callable[[int], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -128,6 +129,7 @@ def train(
         settings: What else determines the numbers (model, data, optimizer), as JSON can hold it; written to the
             header, and a run with other settings is not resumed.
         options: What the caller wants to find again with `saved_options`; written to the header, never compared.
+        title: The heading of the picture.
         resume: Continue the run in the folder from its last checkpoint, or from the start where it has none.
         learning_rate: The learning rate as a function of the step, only to be written down.
         should_stop: Asked after every step; once it says yes, a checkpoint is saved and the run returns.
@@ -165,7 +167,7 @@ def train(
     finally:
         checkpoints.close()
     lines = read_lines(metrics)
-    plot_training(lines, folder / CURVE)
+    plot_training(lines, folder / CURVE, title)
     return TrainResult(status, max(line.get("step", 0) for line in lines), _last_validation_loss(lines), folder / CURVE)
 
 

@@ -95,8 +95,9 @@ def run_metatrain(
                     on_log(line)
             interrupted = stop()
             if iteration % checkpoint_every == 0 or last or interrupted:
-                content = {"header": json.dumps(header), "state": flax.serialization.to_state_dict(state)}
-                _write(out / CHECKPOINT_FILE, flax.serialization.msgpack_serialize(jax.tree.map(np.asarray, content)))
+                saved = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
+                content = flax.serialization.msgpack_serialize({"header": json.dumps(header), "state": saved})
+                _write(out / CHECKPOINT_FILE, content)
             if interrupted and not last:
                 return None
     provenance = header | {

@@ -1,7 +1,7 @@
 """Which parameter goes where: labels, matrix views and the printed report.
 
 `_leaves` reads names and shapes off a tree, `_layouts` says which axes of a weight are inputs and outputs, `_rules` is
-the ordered table of labels with the user's rules in front, `_route` applies it to a tree and `_report` prints the result.
+the ordered table of labels with the user's rules in front, `_route` applies it to a tree, `_report` prints the result.
 """
 
 from celo2_harness.routing._leaves import Leaf as Leaf

@@ -37,6 +37,8 @@ def words(name: str) -> tuple[str, ...]:
 NORM_WORDS = frozenset(words("norm norms ln layernorm rmsnorm batchnorm groupnorm instancenorm bn gn rms"))
 # Containers that hold one entry per layer. Followed by an index they are lists; otherwise they may be stacks.
 STACK_WORDS = frozenset(words("layers blocks h scan scanned stack stacked"))
+# Query and key norms may hold one scale per head, (heads, dim), which is no stack.
+_PER_HEAD_NORMS = frozenset(words("q k query key qk"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _bare_leaf(params: PyTree, key: tuple[Any, ...], value: Any, *, per_head: bo
     return Leaf(
         path=path,
         parts=parts,
-        shape=tuple(value.shape) if is_array else (),
+        shape=tuple(getattr(value, "shape", ())),
         dtype=getattr(value, "dtype", None),
         siblings={},
         around=frozenset(),
@@ -295,8 +297,7 @@ def _stack_depths(leaves: Sequence[Leaf]) -> list[int]:
         prefixes = [leaf.parts[:depth] for depth in range(len(leaf.parts))]
         for prefix in prefixes:
             leading.setdefault(prefix, set()).add(leaf.shape[0] if leaf.shape else None)
-        # Query and key norms may hold one scale per head, (heads, dim), which is no stack.
-        if is_norm(leaf) and not frozenset(words(leaf.module)) & {"q", "k", "query", "key", "qk"}:
+        if is_norm(leaf) and not (leaf.owner_words | leaf.name_words) & _PER_HEAD_NORMS:
             stacked = leaf.shape[: vector_batch(leaf.shape)]
             for prefix in prefixes:
                 norms[prefix] = min(norms.get(prefix, stacked), stacked, key=len)

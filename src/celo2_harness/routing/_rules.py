@@ -23,9 +23,9 @@ from celo2_harness.routing._leaves import Leaf, is_norm, words
 LABELS = ("hidden", "embedding", "head", "vector", "other", "frozen")
 
 _VECTOR_WORDS = frozenset(words("bias biases scale scales offset offsets gamma beta gain gains"))
-_EMBEDDING_WORDS = frozenset(
-    words("embed embeds embedder embedding embeddings emb embs wte wpe pos posemb positional codebook token tokens")
-)
+_EMBEDDING_WORDS = frozenset(words("embed embeds embedder embedding embeddings emb embs wte wpe posemb codebook"))
+# Only as the end of an array's own name: "cls_token" is an embedding, "token_mixing/kernel" is not.
+_TOKEN_WORDS = frozenset(words("token tokens pos positions positional"))
 _PATCH_WORDS = frozenset({"patch", "patches"})
 _PATCH_LAYER_WORDS = _EMBEDDING_WORDS | frozenset(words("conv proj projection stem dense linear"))
 # A module named "embed_proj" maps embeddings to something else: it is a layer, not a table.
@@ -94,7 +94,8 @@ def is_patch_embedding(leaf: Leaf) -> bool:
 
 def is_embedding(leaf: Leaf) -> bool:
     """Whether a leaf is a table of embeddings, by its own name or its module's."""
-    own = leaf.name_words & _EMBEDDING_WORDS and not leaf.name_words & _LAYER_WORDS
+    token = frozenset(words(leaf.name)[-1:]) & _TOKEN_WORDS
+    own = (leaf.name_words & _EMBEDDING_WORDS or token) and not leaf.name_words & _LAYER_WORDS
     named = frozenset(words(leaf.owner))
     # Library classes settle it (Equinox calls the table `weight`); a name must not also say "projection".
     owned = leaf.layer in ("Embedding", "Embed") or (named & _EMBEDDING_WORDS and not named & _LAYER_WORDS)
@@ -102,8 +103,8 @@ def is_embedding(leaf: Leaf) -> bool:
 
 
 def is_head(leaf: Leaf) -> bool:
-    """Whether a leaf belongs to the output layer: "lm_head", "classifier", "logits", an "out" at the top of the model."""
-    if leaf.ndim < 2 or under_attention(leaf):
+    """Whether a leaf belongs to the output layer: "lm_head", "classifier", an "out" at the top of the model."""
+    if leaf.ndim < 2 or under_attention(leaf) or is_lora(leaf):
         return False
     return any(_names_a_head(part) for part in leaf.names) or (_is_root_head(leaf) and not in_attention(leaf))
 
@@ -183,18 +184,18 @@ def _compile(index: int, item: Any) -> Decide:
             re.compile(rule.pattern or "")
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"routing: {where} has the pattern {rule.pattern!r}, which is not a regular expression ({error}). Expected "
-                "a Python regular expression to search in paths such as 'layers/0/attention/query/kernel'; escape "
-                "special characters with a backslash."
+                f"routing: {where} has the pattern {rule.pattern!r}, which is no regular expression ({error}). "
+                "Expected a Python regular expression to search in paths such as 'layers/0/attention/query/kernel'; "
+                "escape special characters with a backslash."
             ) from error
         return lambda leaf, _: rule if rule.applies(leaf) else None
     if callable(item):
         name = f"user: {getattr(item, '__name__', type(item).__name__)}"
-        return lambda leaf, value: _result(item(leaf.path, value), name, f"{where} ({name!r}) for leaf {leaf.path!r}")
+        return lambda leaf, value: _result(item(leaf.path, value), name, f"{where} ({name}) for leaf {leaf.path!r}")
     raise ValueError(
         f"routing: {where} is {item!r}. Expected a Rule, a tuple (regex, label) or (regex, label, "
-        "MuonDimensionNumbers), or a function (path, leaf) -> label or None; `rules` is a sequence of these, so a single "
-        "rule is written rules=[(regex, label)]."
+        "MuonDimensionNumbers), or a function (path, leaf) -> label or None; `rules` is a sequence of these, so a "
+        "single rule is written rules=[(regex, label)]."
     )
 
 
@@ -205,9 +206,12 @@ def _result(result: Any, name: str, where: str) -> Rule | None:
     if isinstance(result, Rule):
         rule = result
     elif isinstance(result, tuple) and not isinstance(result, MuonDimensionNumbers) and len(result) == 2:
-        rule = Rule(name, result[0], view=result[1])
+        label, view = result
+        _check_label(label, where)
+        rule = Rule(name, label, view=view)
     else:
-        rule = Rule(name, result)
+        _check_label(result, where)
+        rule = Rule(name, str(result))
     _check_label(rule.label, where)
     return rule
 
@@ -244,9 +248,9 @@ def _normalise(view: Any, rule: Rule, leaf: Leaf) -> MuonDimensionNumbers:
     def fail(problem: str) -> ValueError:
         return ValueError(
             f"routing: rule {rule.name!r} gives leaf {leaf.path!r} of shape {leaf.shape} the view {view!r}, {problem}. "
-            "Expected input axes (reduction_axis) and output axes (output_axis) that are different axes of the leaf, each "
-            f"from {-leaf.ndim} to {leaf.ndim - 1}, with at least one output axis; axes in neither are batch axes. Correct "
-            "the view, or narrow the rule so that it does not match this leaf."
+            "Expected input (reduction_axis) and output axes (output_axis) that are different axes of the leaf, "
+            f"each from {-leaf.ndim} to {leaf.ndim - 1}, with at least one output axis; all others are batch axes. "
+            "Correct the view, or narrow the rule so that it does not match this leaf."
         )
 
     def axes(value: Any, side: str) -> tuple[int, ...]:

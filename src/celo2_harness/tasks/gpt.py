@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Integer
 
+from celo2_harness._types import Params
+
 VOCABULARY = 256
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -40,12 +42,12 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("width", "layers", "heads", "context"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
         if self.width % self.heads:
-            raise ValueError(f"heads: got {self.heads}, which does not divide the width {self.width}")
+            raise ValueError(f"heads = {self.heads}: expected a divisor of the width {self.width}")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(DTYPES)}")
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(DTYPES)}")
 
 
 # Sizes go by the names of the published models; with 256 bytes for a vocabulary the embeddings are far smaller, so the
@@ -177,20 +179,20 @@ def _run_block(block: Block, x: Float[Array, "batch time width"]) -> Float[Array
 
 
 @partial(jax.jit, static_argnums=0)
-def init_gpt(config: GPTConfig, key: jax.Array) -> nnx.State:
-    """Returns new parameters for a model as a tree of `nnx.Param`.
+def init_gpt(config: GPTConfig, key: jax.Array) -> Params:
+    """Returns new parameters for a model.
 
     Args:
         config: The size of the model.
         key: A JAX random key.
 
     Returns:
-        The parameters, in the config's `param_dtype`.
+        The parameters, an `nnx.State` of `nnx.Param`, in the config's `param_dtype`.
     """
     return nnx.state(GPT(config, nnx.Rngs(params=key)), nnx.Param)
 
 
-def gpt_loss(config: GPTConfig, params: nnx.State, windows: Integer[Array, "batch window"]) -> Float32[Array, ""]:
+def gpt_loss(config: GPTConfig, params: Params, windows: Integer[Array, "batch window"]) -> Float32[Array, ""]:
     """Returns the mean cross-entropy of predicting each byte of a window from those before it, in nats per byte.
 
     Args:

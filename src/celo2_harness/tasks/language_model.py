@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float32, Integer, UInt8
 
+from celo2_harness._types import Params
 from celo2_harness.tasks.gpt import GPTConfig, gpt_loss, init_gpt
 from celo2_harness.tasks.text import Text, sample_windows, spread_windows
 
@@ -38,19 +38,19 @@ class LanguageModel:
 
     def __post_init__(self):
         if self.batch_size < 1:
-            raise ValueError(f"batch: got {self.batch_size}, expected at least 1")
+            raise ValueError(f"batch = {self.batch_size}: expected at least 1")
 
     @property
     def tokens_per_batch(self) -> int:
         """How many bytes one batch predicts."""
         return self.batch_size * self.config.context
 
-    def init(self, key: jax.Array) -> nnx.State:
+    def init(self, key: jax.Array) -> Params:
         """Returns new parameters."""
         return init_gpt(self.config, key)
 
     def loss(
-        self, params: nnx.State, batch: Integer[Array, "batch window"] | Integer[np.ndarray, "batch window"]
+        self, params: Params, batch: Integer[Array, "batch window"] | Integer[np.ndarray, "batch window"]
     ) -> Float32[Array, ""]:
         """Returns the mean loss in nats per byte."""
         return gpt_loss(self.config, params, jax.numpy.asarray(batch))

@@ -59,7 +59,7 @@ def split_text(content: bytes, name: str, context: int) -> Text:
         needed = next(size for size in range(int((context + 1) / HELD_OUT), 2**62) if int(size * HELD_OUT) > context)
         raise ValueError(
             f"text: {name} has {len(content)} bytes, but a context of {context} needs at least {needed} "
-            f"(the last {HELD_OUT:.0%} is held out and must hold {context + 1}); give a longer text or a smaller context"
+            f"(its last {HELD_OUT:.0%} are held out and must be {context + 1}); give more text or a smaller context"
         )
     array = np.frombuffer(content, np.uint8)
     return Text(name, array[:-held_out], array[-held_out:])

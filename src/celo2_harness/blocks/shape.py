@@ -1,0 +1,48 @@
+"""Scaling of orthogonalised matrices by their shape, so that one learning rate serves all shapes."""
+
+from typing import Any
+
+import jax
+import optax
+
+from celo2_harness._types import Params, Updates
+from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+
+
+def scale_by_shape(
+    rms: float = 0.2, *, weight_dimension_numbers: WeightDimensionNumbers = None
+) -> optax.GradientTransformation:
+    """Multiplies every matrix by rms sqrt(max(rows, columns)); vectors pass through.
+
+    A semi-orthogonal matrix then has root mean square `rms`. 0.2 is about AdamW's, which lets Muon share its learning
+    rate.
+
+    Args:
+      rms: the root mean square wanted.
+      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
+
+    Returns:
+      A stateless `optax.GradientTransformation`; updates keep their dtype.
+
+    Raises:
+      ValueError: in `update`, a view that does not fit its leaf.
+
+    Example:
+      >>> tx = scale_by_shape(0.5)
+      >>> tx.update({"w": jax.numpy.ones((2, 4))}, tx.init({}))[0]["w"][0].tolist()
+      [1.0, 1.0, 1.0, 1.0]
+
+    Source: arXiv 2502.16982, section 2.2.
+    """
+
+    def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
+        del params
+        leaves, treedef = jax.tree.flatten(updates)
+        views = leaf_views(updates, weight_dimension_numbers)
+        scaled = [
+            x * (rms * max(view.viewed[-2:]) ** 0.5) if view.is_matrix else x
+            for view, x in zip(views, leaves, strict=True)
+        ]
+        return treedef.unflatten(scaled), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update_fn)  # type: ignore[arg-type]

@@ -1,0 +1,421 @@
+"""Whole optimizers from the blocks: presets, and `build`. Assembly only, no arithmetic.
+
+A preset sends hidden matrices to one direction and everything else to another. Each becomes a chain
+
+    direction -> decoupled weight decay -> learning rate
+
+and `optax.partition` joins the two by the labels of `routing`. Leaves labelled "frozen" get no update.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from beartype import BeartypeConf, beartype
+from jaxtyping import PyTree
+
+from celo2_harness import routing
+from celo2_harness._types import Params, ScalarOrSchedule, Updates
+from celo2_harness.blocks import add_decayed_weights, scale_by_celo2, scale_by_shape
+from celo2_harness.blocks.views import WeightDimensionNumbers
+from celo2_harness.routing import RuleLike
+from celo2_harness.rule import Weights, load_weights
+from celo2_harness.schedules import SCHEDULES, scaled
+
+ENTRY_POINTS = "celo2_harness.presets"
+# What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
+STATIC_ARGS = ("total_steps", "warmup", "state_dtype")
+# Update RMS at which a normalised update and AdamW want the same learning rate (arXiv 2502.16982).
+ADAMW_RMS = 0.2
+
+_checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the direction of a preset may depend on.
+
+    Attributes:
+      weights: the learned rule; None in presets that have none.
+      weight_dimension_numbers: the matrix view of every leaf, from routing.
+      state_dtype: of the learned rule's state.
+    """
+
+    weights: Weights | None
+    weight_dimension_numbers: WeightDimensionNumbers
+    state_dtype: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The optimizer of one group of leaves.
+
+    Attributes:
+      optimizer: its name in reports.
+      direction: makes the update direction, before weight decay and learning rate.
+      learning_rate_factor: its learning rate over that of `build`.
+    """
+
+    optimizer: str
+    direction: Callable[[Settings], optax.GradientTransformation]
+    learning_rate_factor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named optimizer: one group for hidden matrices, one for the rest.
+
+    Attributes:
+      name: what `build(preset=...)` takes.
+      description: one line.
+      hidden: group of leaves labelled "hidden".
+      rest: group of all other leaves, except frozen ones.
+      learning_rate: default peak learning rate.
+      weights: default weights of the learned rule; None if the preset has none.
+    """
+
+    name: str
+    description: str
+    hidden: Group
+    rest: Group
+    learning_rate: float
+    weights: str | None = None
+
+
+def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformation:
+    assert settings.weights is not None
+    return scale_by_celo2(
+        settings.weights,
+        orthogonalize,
+        weight_dimension_numbers=settings.weight_dimension_numbers,
+        state_dtype=settings.state_dtype,
+    )
+
+
+def _celo2_base(settings: Settings) -> optax.GradientTransformation:
+    return _celo2(settings, orthogonalize=False)
+
+
+def _celo2_ortho(settings: Settings) -> optax.GradientTransformation:
+    return _celo2(settings, orthogonalize=True)
+
+
+def _celo2_muon(settings: Settings) -> optax.GradientTransformation:
+    return optax.chain(_celo2(settings, orthogonalize=True), optax.scale(ADAMW_RMS))
+
+
+def _muon(settings: Settings) -> optax.GradientTransformation:
+    views = settings.weight_dimension_numbers
+    return optax.chain(
+        optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=views),
+        scale_by_shape(ADAMW_RMS, weight_dimension_numbers=views),
+    )
+
+
+def _adamw(settings: Settings) -> optax.GradientTransformation:
+    del settings
+    return optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8)
+
+
+_PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="celo2_ortho",
+            description="Celo2 of the paper: learned rule + Newton-Schulz for hidden matrices, AdamW at 20x for the rest",
+            hidden=Group("celo2 + Newton-Schulz", _celo2_ortho),
+            rest=Group("adamw", _adamw, learning_rate_factor=20.0),
+            learning_rate=1e-3,
+            weights="celo2",
+        ),
+        Preset(
+            name="celo2_base",
+            description="Celo2-base of the paper: learned rule for every leaf",
+            hidden=Group("celo2", _celo2_base),
+            rest=Group("celo2", _celo2_base),
+            learning_rate=1e-3,
+            weights="celo2_base",
+        ),
+        Preset(
+            name="celo2_muon",
+            description="Celo2 in Muon's conventions: update RMS 0.2, one learning rate shared with AdamW",
+            hidden=Group("celo2 + Newton-Schulz", _celo2_muon),
+            rest=Group("adamw", _adamw),
+            learning_rate=3e-3,
+            weights="celo2",
+        ),
+        Preset(
+            name="muon",
+            description="Muon (Optax) for hidden matrices at update RMS 0.2, AdamW for the rest",
+            hidden=Group("muon", _muon),
+            rest=Group("adamw", _adamw),
+            learning_rate=3e-3,
+        ),
+        Preset(
+            name="adamw",
+            description="AdamW (Optax) for every leaf",
+            hidden=Group("adamw", _adamw),
+            rest=Group("adamw", _adamw),
+            learning_rate=3e-3,
+        ),
+    )
+}
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name: built-in, registered, and those of installed packages.
+
+    Packages add theirs by the entry-point group "celo2_harness.presets", each entry a `Preset`. One that cannot be
+    loaded is named in a warning and left out.
+
+    >>> sorted(presets())[:5]
+    ['adamw', 'celo2_base', 'celo2_muon', 'celo2_ortho', 'muon']
+    """
+    found = dict(_PRESETS)
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            preset = entry.load()
+            if not isinstance(preset, Preset):
+                raise TypeError(f"{entry.value} is a {type(preset).__name__}, expected a celo2_harness.harness.Preset")
+        except Exception as error:  # whatever a foreign package raises must not break this one
+            warnings.warn(f"preset plug-in {entry.name!r} left out: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        found.setdefault(preset.name, preset)
+    return found
+
+
+@_checked
+def register_preset(preset: Preset, *, overwrite: bool = False) -> None:
+    """Makes a preset known to `build` by its name.
+
+    Args:
+      preset: the preset.
+      overwrite: replace one of the same name.
+
+    Raises:
+      ValueError: the name is taken, and `overwrite` is False.
+
+    Example:
+      >>> lion = Group("lion", lambda settings: optax.scale_by_lion())
+      >>> register_preset(Preset("lion", "Lion for every leaf", lion, lion, 3e-4), overwrite=True)
+      >>> tx = build(preset="lion")
+    """
+    if preset.name in _PRESETS and not overwrite:
+        raise ValueError(f"preset {preset.name!r} exists already; choose another name, or pass overwrite=True.")
+    _PRESETS[preset.name] = preset
+
+
+@_checked
+def build(
+    preset: str | Preset = "celo2_ortho",
+    learning_rate: ScalarOrSchedule | None = None,
+    total_steps: Any = None,
+    *,
+    weight_decay: ScalarOrSchedule = 0.0,
+    rest_weight_decay: ScalarOrSchedule = 0.0,
+    schedule: str = "warmup_cosine",
+    warmup: Any = 0.05,
+    weights: Weights | str | None = None,
+    rest_learning_rate_factor: Any = None,
+    rules: Sequence[RuleLike] = (),
+    strict: bool = False,
+    per_head: bool = False,
+    state_dtype: Any = "float32",
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer for a whole parameter tree.
+
+    Hidden matrices: p <- p - eta (direction + weight_decay p); the rest: p <- p - factor eta (direction +
+    rest_weight_decay p), with eta the learning rate of the step.
+
+    Args:
+      preset: a name out of `presets()`, or a `Preset`.
+      learning_rate: peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule, which
+        is taken as it is. None: the preset's default.
+      total_steps: length of the run in steps, for the schedule. None: a number is a constant learning rate.
+      weight_decay: decoupled weight decay of hidden matrices.
+      rest_weight_decay: decoupled weight decay of all other leaves (embeddings, heads, vectors).
+      schedule: name of the schedule out of `celo2_harness.schedules.SCHEDULES`.
+      warmup: warm-up of the schedule: a fraction of the run if below one, else steps.
+      weights: the learned rule: `Weights`, or what `load_weights` takes. None: the preset's default.
+      rest_learning_rate_factor: learning rate of the rest over that of hidden matrices. None: the preset's.
+      rules: routing rules that go before the built-in ones (see `label_params`).
+      strict: refuse leaves that no routing rule matches.
+      per_head: one matrix per attention head.
+      state_dtype: of the learned rule's momenta and second moment, float32 or bfloat16.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`; `update` needs `params`. The state is an `optax.PartitionState` with
+      inner states "hidden", "rest" and "frozen"; updates have the parameters' dtype.
+
+    Raises:
+      ValueError: a value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded.
+      TypeError: an argument of the wrong type.
+
+    Example:
+      >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)
+      >>> params = {"layer": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> jax.tree.map(jnp.shape, updates)
+      {'layer': {'bias': (4,), 'kernel': (8, 4)}}
+
+    Source: arXiv 2602.19142, section 4 (harness), and Muon's conventions (arXiv 2502.16982) for `celo2_muon`, `muon`.
+    """
+    recipe = preset if isinstance(preset, Preset) else _named(preset, presets(), "preset")
+    rate = recipe.learning_rate if learning_rate is None else learning_rate
+    _require_at_least_zero(
+        learning_rate=rate,
+        weight_decay=weight_decay,
+        rest_weight_decay=rest_weight_decay,
+        rest_learning_rate_factor=rest_learning_rate_factor,
+    )
+    shape = _named(schedule, SCHEDULES, "schedule")
+    if total_steps is not None and not callable(rate):
+        _check_run(total_steps, warmup)
+        rate = scaled(rate, shape(int(total_steps), warmup))
+    factor = recipe.rest.learning_rate_factor if rest_learning_rate_factor is None else rest_learning_rate_factor
+    loaded = None if recipe.weights is None else load_weights(recipe.weights if weights is None else weights)
+
+    def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
+        routes = routing.route(tree, rules, strict=strict, per_head=per_head)
+        settings = Settings(loaded, _views_of(routes), state_dtype)
+
+        def chain(group: Group, rate: ScalarOrSchedule, decay: ScalarOrSchedule) -> optax.GradientTransformation:
+            return optax.chain(
+                group.direction(settings), add_decayed_weights(decay), optax.scale_by_learning_rate(rate)
+            )
+
+        transforms = {
+            "hidden": chain(recipe.hidden, rate, weight_decay),
+            "rest": chain(recipe.rest, scaled(factor, rate), rest_weight_decay),
+            "frozen": optax.set_to_zero(),
+        }
+        return optax.partition(transforms, jax.tree.map(group_of, routes, is_leaf=_is_route))
+
+    def init_fn(params: Params) -> optax.OptState:
+        return partition(params).init(params)
+
+    def update_fn(
+        updates: Updates, state: optax.OptState, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Updates, optax.OptState]:
+        if params is None:
+            raise ValueError(
+                f"{recipe.name}: update(updates, state, params) was called without params. The update depends on the"
+                " parameters; pass the tree that you will apply the updates to."
+            )
+        updates, state = partition(params).update(updates, state, params, **extra_args)
+        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+
+
+@_checked
+def describe(
+    params: PyTree,
+    preset: str | Preset = "celo2_ortho",
+    *,
+    weight_decay: float = 0.0,
+    rest_weight_decay: float = 0.0,
+    rest_learning_rate_factor: float | None = None,
+    rules: Sequence[RuleLike] = (),
+    strict: bool = False,
+    per_head: bool = False,
+    state_dtype: Any = "float32",
+) -> str:
+    """What `build` would do with every leaf, as a printable table.
+
+    Args:
+      params: a parameter tree; shapes are enough (`jax.eval_shape`).
+      preset: and the other arguments as for `build`.
+
+    Returns:
+      A table: path, shape, matrix view, label, optimizer, learning-rate factor, weight decay, parameters, state bytes,
+      and totals.
+
+    Raises:
+      ValueError: as `build` and `label_params`.
+
+    Example:
+      >>> params = {"mlp": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
+      >>> print(describe(params).splitlines()[0].split()[0])
+      path
+    """
+    recipe = preset if isinstance(preset, Preset) else _named(preset, presets(), "preset")
+    loaded = None if recipe.weights is None else load_weights(recipe.weights)
+    factor = recipe.rest.learning_rate_factor if rest_learning_rate_factor is None else rest_learning_rate_factor
+    columns = {
+        "hidden": (recipe.hidden, recipe.hidden.learning_rate_factor, weight_decay),
+        "rest": (recipe.rest, factor, rest_weight_decay),
+        "frozen": (Group("none", lambda settings: optax.identity()), 0.0, 0.0),
+    }
+
+    def row(route: routing.Route) -> routing.ReportRow:
+        group, learning_rate_factor, decay = columns[group_of(route)]
+        leaf = jax.ShapeDtypeStruct(route.shape, route.dtype)
+        tx = group.direction(Settings(loaded, route.view, state_dtype))
+        return routing.ReportRow(
+            route=route,
+            optimizer=group.optimizer,
+            learning_rate_factor=learning_rate_factor,
+            weight_decay=decay,
+            parameters=math.prod(route.shape),
+            state_bytes=_bytes(tx, leaf) - _bytes(tx, ()),
+        )
+
+    routes = routing.route(params, rules, strict=strict, per_head=per_head)
+    return routing.format_report([row(route) for route in jax.tree.leaves(routes, is_leaf=_is_route)])
+
+
+def group_of(route: routing.Route) -> str:
+    """The group ("hidden", "rest" or "frozen") that a label belongs to."""
+    return route.label if route.label in ("hidden", "frozen") else "rest"
+
+
+def _is_route(x: Any) -> bool:
+    return isinstance(x, routing.Route)
+
+
+def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+
+
+def _views_of(routes: PyTree) -> Callable[[Updates], Any]:
+    """The views for whatever part of the tree a masked block sees, found by path."""
+    by_path = dict(jax.tree_util.tree_flatten_with_path(routes, is_leaf=_is_route)[0])
+    return lambda updates: jax.tree_util.tree_map_with_path(lambda path, _: by_path[path].view, updates)
+
+
+def _named(name: str, choices: Mapping[str, Any], argument: str) -> Any:
+    if name not in choices:
+        near = difflib.get_close_matches(name, choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"{argument} = {name!r}: expected one of {', '.join(choices)}{hint}")
+    return choices[name]
+
+
+def _require_at_least_zero(**values: Any) -> None:
+    for name, value in values.items():
+        if value is None or callable(value) or isinstance(value, jax.core.Tracer):
+            continue
+        if jnp.ndim(value) != 0 or not 0.0 <= float(value) < math.inf:
+            raise ValueError(f"{name} = {value!r}: expected a finite number >= 0 (or a schedule).")
+
+
+def _check_run(total_steps: Any, warmup: Any) -> None:
+    if isinstance(total_steps, jax.Array) or isinstance(warmup, jax.Array):
+        raise ValueError(
+            "total_steps and warmup must be Python numbers; with optax.inject_hyperparams pass"
+            " static_args=harness.STATIC_ARGS."
+        )
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise ValueError(f"total_steps = {total_steps!r}: expected a whole number of steps >= 1, or None.")
+    if not isinstance(warmup, (int, float)) or not 0 <= warmup < total_steps:
+        raise ValueError(
+            f"warmup = {warmup!r}: expected a fraction of the run below 1, or steps below total_steps = {total_steps}."
+        )

@@ -1,0 +1,99 @@
+"""Learning-rate schedules by name, as shapes in [0, 1] that multiply the peak learning rate.
+
+Each function takes the number of steps of the run and the warm-up and returns an Optax schedule. `warmup` below one is
+a fraction of the run; from one on it counts steps. Warm-up rises linearly from zero.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from celo2_harness._types import ScalarOrSchedule
+
+COOLDOWN_FRACTION = 0.2
+
+
+def warmup_steps(total_steps: int, warmup: float) -> int:
+    """Warm-up in steps.
+
+    >>> warmup_steps(1000, 0.05), warmup_steps(1000, 30)
+    (50, 30)
+    """
+    return int(warmup) if warmup >= 1 else round(warmup * total_steps)
+
+
+def constant(total_steps: int, warmup: float = 0.0) -> optax.Schedule:
+    """One throughout, without warm-up."""
+    del total_steps, warmup
+    return optax.constant_schedule(1.0)
+
+
+def linear(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+    """Warm-up, then a straight line to zero at the end.
+
+    >>> schedule = linear(100, 0.1)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    steps = warmup_steps(total_steps, warmup)
+    return _after_warmup(optax.linear_schedule(1.0, 0.0, total_steps - steps), steps)
+
+
+def warmup_cosine(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+    """Warm-up, then half a cosine to zero at the end.
+
+    >>> schedule = warmup_cosine(100, 0.1)
+    >>> [round(float(schedule(step)), 3) for step in (0, 10, 55, 100)]
+    [0.0, 1.0, 0.5, 0.0]
+    """
+    steps = warmup_steps(total_steps, warmup)
+    return _after_warmup(optax.cosine_decay_schedule(1.0, total_steps - steps), steps)
+
+
+def warmup_stable_decay(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+    """Warm-up, one, then 1 - sqrt(t) to zero over the last fifth (arXiv 2405.18392).
+
+    >>> schedule = warmup_stable_decay(100, 0.1)
+    >>> [round(float(schedule(step)), 3) for step in (5, 50, 80, 85, 100)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    steps = warmup_steps(total_steps, warmup)
+    cooldown = max(1, min(round(COOLDOWN_FRACTION * total_steps), total_steps - steps))
+    fall = lambda count: 1.0 - jnp.sqrt(jnp.clip(count / cooldown, 0.0, 1.0))
+    stable = optax.join_schedules([optax.constant_schedule(1.0), fall], [total_steps - cooldown - steps])
+    return _after_warmup(stable, steps)
+
+
+def inverse_sqrt(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+    """Warm-up over w steps, then sqrt(w / step); does not depend on the end (arXiv 1706.03762).
+
+    >>> schedule = inverse_sqrt(1000, 100)
+    >>> [round(float(schedule(step)), 3) for step in (50, 100, 400)]
+    [0.5, 1.0, 0.5]
+    """
+    steps = max(1, warmup_steps(total_steps, warmup))
+    return _after_warmup(lambda count: jnp.sqrt(steps / (steps + count)), steps)
+
+
+SCHEDULES: dict[str, Callable[[int, float], optax.Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "warmup_cosine": warmup_cosine,
+    "warmup_stable_decay": warmup_stable_decay,
+    "inverse_sqrt": inverse_sqrt,
+}
+
+
+def _after_warmup(schedule: Callable[[Any], Any], steps: int) -> optax.Schedule:
+    if steps == 0:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, steps), schedule], [steps])
+
+
+def scaled(factor: Any, schedule: ScalarOrSchedule) -> ScalarOrSchedule:
+    """factor x schedule, for numbers, traced numbers and functions of the step count."""
+    if callable(schedule):
+        return lambda count: factor * schedule(count)
+    return factor * schedule
