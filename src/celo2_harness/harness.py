@@ -12,7 +12,7 @@ import difflib
 import importlib.metadata
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -129,7 +129,7 @@ _PRESETS: dict[str, Preset] = {
     for preset in (
         Preset(
             name="celo2_ortho",
-            description="Celo2 of the paper: learned rule + Newton-Schulz for hidden matrices, AdamW at 20x for the rest",
+            description="Celo2 of the paper: learned + Newton-Schulz for hidden matrices, AdamW at 20x for the rest",
             hidden=Group("celo2 + Newton-Schulz", _celo2_ortho),
             rest=Group("adamw", _adamw, learning_rate_factor=20.0),
             learning_rate=1e-3,
@@ -288,10 +288,12 @@ def build(
 
         def chain(group: Group, rate: ScalarOrSchedule, decay: ScalarOrSchedule) -> optax.GradientTransformation:
             return optax.chain(
-                group.direction(settings), add_decayed_weights(decay), optax.scale_by_learning_rate(rate)
+                group.direction(settings),
+                add_decayed_weights(decay),
+                optax.scale_by_learning_rate(rate),  # type: ignore[arg-type]
             )
 
-        transforms = {
+        transforms: dict[Hashable, optax.GradientTransformation] = {
             "hidden": chain(recipe.hidden, rate, weight_decay),
             "rest": chain(recipe.rest, scaled(factor, rate), rest_weight_decay),
             "frozen": optax.set_to_zero(),
@@ -401,7 +403,7 @@ def _named(name: str, choices: Mapping[str, Any], argument: str) -> Any:
 
 def _require_at_least_zero(**values: Any) -> None:
     for name, value in values.items():
-        if value is None or callable(value) or isinstance(value, jax.core.Tracer):
+        if value is None or callable(value) or isinstance(value, jax.Array):
             continue
         if jnp.ndim(value) != 0 or not 0.0 <= float(value) < math.inf:
             raise ValueError(f"{name} = {value!r}: expected a finite number >= 0 (or a schedule).")

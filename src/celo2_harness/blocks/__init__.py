@@ -2,8 +2,11 @@
 
 from celo2_harness.blocks.celo2 import scale_by_celo2 as scale_by_celo2
 from celo2_harness.blocks.decay import add_decayed_weights as add_decayed_weights
-from celo2_harness.blocks.direction import Celo2State as Celo2State, celo2_direction as celo2_direction
-from celo2_harness.blocks.guard import GuardState as GuardState, guard_updates as guard_updates
+from celo2_harness.blocks.direction import Celo2State as Celo2State
+from celo2_harness.blocks.direction import celo2_direction as celo2_direction
+from celo2_harness.blocks.guard import GuardState as GuardState
+from celo2_harness.blocks.guard import guard_updates as guard_updates
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize
-from celo2_harness.blocks.rms import NormalizeRmsState as NormalizeRmsState, normalize_rms as normalize_rms
+from celo2_harness.blocks.rms import NormalizeRmsState as NormalizeRmsState
+from celo2_harness.blocks.rms import normalize_rms as normalize_rms
 from celo2_harness.blocks.shape import scale_by_shape as scale_by_shape

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from celo2_harness.blocks.direction import celo2_direction

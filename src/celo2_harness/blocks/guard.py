@@ -84,7 +84,7 @@ def guard_updates(
         spike = finite & settled & (norm > limit)
         if spike_action == "clip":
             factor = jnp.where(spike, limit / norm, 1.0)
-            updates = jax.tree.map(lambda x: (x * factor.astype(x.dtype)), updates)
+            updates = jax.tree.map(lambda x: x * factor.astype(x.dtype), updates)
             proceed = finite
         else:
             proceed = finite & ~spike
@@ -104,7 +104,7 @@ def guard_updates(
         return new_updates, GuardState(
             inner_state=inner_state,
             level=jnp.where(finite, level, state.level),
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             nonfinite_count=state.nonfinite_count + ~finite,
             spike_count=state.spike_count + spike,
         )

@@ -104,7 +104,7 @@ def normalize_rms(
     ) -> tuple[Updates, NormalizeRmsState]:
         del params
         leaves, treedef = jax.tree.flatten(updates)
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         correction = 1.0 - decay ** count.astype(jnp.float32)
         scaled, nus = [], []
         views = leaf_views(updates, weight_dimension_numbers)

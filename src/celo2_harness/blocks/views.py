@@ -24,16 +24,13 @@ def leaf_views(updates: Updates, weight_dimension_numbers: WeightDimensionNumber
     Raises:
       ValueError: the tree of dimension numbers does not match, or a view does not fit its leaf.
     """
-    if callable(weight_dimension_numbers):
-        weight_dimension_numbers = weight_dimension_numbers(updates)
+    tree: Any = weight_dimension_numbers(updates) if callable(weight_dimension_numbers) else weight_dimension_numbers
     leaves = dict(jax.tree_util.tree_flatten_with_path(updates)[0])
-    if _is_specification(weight_dimension_numbers):
-        specifications = dict.fromkeys(leaves, weight_dimension_numbers)
+    if _is_specification(tree):
+        specifications = dict.fromkeys(leaves, tree)
     else:
         # Looked up by path, so that a full tree of specifications serves a masked tree of updates too.
-        specifications = dict(
-            jax.tree_util.tree_flatten_with_path(weight_dimension_numbers, is_leaf=_is_specification)[0]
-        )
+        specifications = dict(jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_specification)[0])
     views = []
     for path, leaf in leaves.items():
         name = jax.tree_util.keystr(path) or "the leaf"
@@ -44,10 +41,6 @@ def leaf_views(updates: Updates, weight_dimension_numbers: WeightDimensionNumber
             )
         specification = specifications[path]
         views.append(
-            default_view(leaf.shape)
-            if specification is None
-            else view_from_axes(leaf.shape, *specification, name=name)
+            default_view(leaf.shape) if specification is None else view_from_axes(leaf.shape, *specification, name=name)
         )
     return views
-
-

@@ -1,3 +1,4 @@
-"""The `celo2` command. Thin: every subcommand reads its options and calls the package."""
+"""The `celo2` command, whose function is `celo2_harness.cli.main.main`. Thin: subcommands read options, no logic.
 
-from celo2_harness.cli.main import main as main
+Nothing is imported here: `python -m celo2_harness.cli.main` would find its module loaded already, and warn.
+"""

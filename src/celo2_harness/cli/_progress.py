@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,7 +32,7 @@ class Display:
         self._name, self._steps, self._task = "", 0, None
         self._shown, self._seconds, self._validation_loss = 0.0, None, None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Display":
         if self._bar:
             self._bar.start()
         return self

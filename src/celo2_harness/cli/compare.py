@@ -144,7 +144,7 @@ def _table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _human(size: float) -> str:
+def _human(size: int | float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -42,6 +42,10 @@ COMMANDS = {
         "Train the same GPT with several optimizers and compare them.",
         ("tyro", "rich", "matplotlib"),
     ),
+    "describe": Command("celo2_harness.cli.describe", "Show where a preset sends every parameter of a model."),
+    "presets": Command("celo2_harness.cli.presets", "List the presets."),
+    "metatrain": Command("celo2_harness.cli.metatrain", "Learn a rule on small image tasks."),
+    "weights": Command("celo2_harness.cli.weights", "Show what a weight file holds, or convert it."),
 }
 
 

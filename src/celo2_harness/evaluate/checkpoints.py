@@ -1,20 +1,20 @@
 """Checkpoints of a run, kept by Orbax: written whole or not at all, the last few kept."""
 
-import gc
-import logging
+import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.loop import TrainState
 
 KEEP = 3
 """How many checkpoints a run folder keeps."""
+# Written into a checkpoint last: the checksums of its files.
+_FILES = "celo2-files.json"
 
 
 class Checkpoints:
@@ -32,7 +32,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, in rising order."""
-        return sorted(self._manager().all_steps()) if self._folder.is_dir() else []
+        return sorted(
+            int(path.parent.name) for path in self._folder.glob(f"*/{_FILES}") if path.parent.name.isdecimal()
+        )
 
     def save(self, state: TrainState, settings: Mapping[str, Any]) -> None:
         """Writes a checkpoint and returns when it is on the disk.
@@ -46,16 +48,15 @@ class Checkpoints:
         if state.step in self.steps():
             return
         leaves = _named_leaves(state)
-        meta = {
-            "settings": settings,
-            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
-            # Orbax notices files that are cut short, but not every changed byte.
-            "checksums": {name: _checksum(leaf) for name, leaf in leaves.items()},
-        }
+        meta = {"settings": settings, "leaves": {name: _describe(leaf) for name, leaf in leaves.items()}}
         self._manager().save(
             state.step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)),
         )
+        place = self._folder / str(state.step)
+        new = place / f"{_FILES}.new"
+        new.write_text(json.dumps(_checksums(place)), encoding="utf-8")
+        new.rename(place / _FILES)
 
     def restore(self, step: int, template: TrainState, settings: Mapping[str, Any]) -> TrainState:
         """Reads a checkpoint back.
@@ -73,23 +74,26 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        def read(**items: Any) -> Any:
-            return _read(place, lambda: self._manager().restore(step, args=ocp.args.Composite(**items)))
-
         place = self._folder / str(step)
         leaves = _named_leaves(template)
-        meta = read(meta=ocp.args.JsonRestore())["meta"]
-        if not isinstance(meta, dict) or {"settings", "leaves", "checksums"} - set(meta):
-            raise InputError(f"checkpoint {place} was not written by celo2-harness")
-        refuse_difference(f"checkpoint {place}", meta["settings"], settings)
-        refuse_difference(
-            f"checkpoint {place}", meta["leaves"], {name: _describe(leaf) for name, leaf in leaves.items()}
-        )
+        try:
+            # Orbax notices files that are cut short, but not every changed byte, and it fails noisily.
+            saved, now = json.loads((place / _FILES).read_text(encoding="utf-8")), _checksums(place)
+            for name in sorted({*saved, *now}):
+                if saved.get(name) != now.get(name):
+                    raise ValueError(f"{name} is not as it was saved")
+            meta = self._manager().restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            there = meta["settings"], meta["leaves"]
+        except Exception as error:  # Orbax, TensorStore and JSON each raise their own.
+            raise _unreadable(place, error) from None
+        refuse_difference(f"checkpoint {place}", there[0], settings)
+        refuse_difference(f"checkpoint {place}", there[1], {name: _describe(leaf) for name, leaf in leaves.items()})
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), leaves)
-        restored = read(state=ocp.args.StandardRestore(target))["state"]
-        for name, leaf in restored.items():
-            if _checksum(leaf) != meta["checksums"][name]:
-                raise _unreadable(place, f"{name} does not have the checksum that it was saved with")
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            restored = self._manager().restore(step, args=args)["state"]
+        except Exception as error:
+            raise _unreadable(place, error) from None
         structure = jax.tree.structure((template.params, template.opt_state))
         params, opt_state = jax.tree.unflatten(structure, [restored[name] for name in leaves])
         return TrainState(step, params, opt_state)
@@ -152,25 +156,19 @@ def _describe(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _checksum(leaf: Any) -> int:
-    return zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8))
+def _checksums(place: Path) -> dict[str, int]:
+    """The CRC-32 of every file of a checkpoint but the list itself."""
+    checksums = {}
+    for path in sorted(place.rglob("*")):
+        if path.is_file() and not path.name.startswith(_FILES):
+            with path.open("rb") as file:
+                checksum = 0
+                while block := file.read(1 << 24):
+                    checksum = zlib.crc32(block, checksum)
+            checksums[path.relative_to(place).as_posix()] = checksum
+    return checksums
 
 
-def _read(place: Path, restore: Callable[[], Any]) -> Any:
-    try:
-        return restore()
-    except Exception as error:  # Orbax, TensorStore and JSON each raise their own.
-        reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:200]}"
-    # Orbax reads all leaves at once and raises the first error. The others would be printed with their tracebacks when
-    # their tasks are collected, whenever that is; so collect them here, where nobody listens.
-    logger = logging.getLogger("asyncio")
-    logger.disabled, disabled = True, logger.disabled
-    try:
-        gc.collect()
-    finally:
-        logger.disabled = disabled
-    raise _unreadable(place, reason)
-
-
-def _unreadable(place: Path, reason: str) -> InputError:
+def _unreadable(place: Path, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return InputError(f"checkpoint {place} cannot be read ({reason}); remove it to resume from the one before")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import optax
 
 from celo2_harness.evaluate.checkpoints import Checkpoints, refuse_difference
@@ -163,12 +162,12 @@ def train(
         kept = [line for line in lines[1:] if line["step"] <= state.step] if state.step else []
         write_lines(metrics, [*lines[:1], *kept] if lines else [header])
         writer = _Writer(metrics, config, task.tokens_per_batch, learning_rate, kept)
-        status = _run(task, tx, config, state, settings, checkpoints, writer, should_stop, on_progress)
+        status, step = _run(task, tx, config, state, settings, checkpoints, writer, should_stop, on_progress)
     finally:
         checkpoints.close()
     lines = read_lines(metrics)
     plot_training(lines, folder / CURVE, title)
-    return TrainResult(status, max(line.get("step", 0) for line in lines), _last_validation_loss(lines), folder / CURVE)
+    return TrainResult(status, step, _last_validation_loss(lines), folder / CURVE)
 
 
 def _run(
@@ -181,22 +180,20 @@ def _run(
     writer: "_Writer",
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None],
-) -> Literal["finished", "diverged", "interrupted"]:
-    progress_of_steps = fit(task, tx, state, steps=config.steps, seed=config.seed, eval_every=config.eval_every)
-    for progress in progress_of_steps:
+) -> tuple[Literal["finished", "diverged", "interrupted"], int]:
+    for progress in fit(task, tx, state, steps=config.steps, seed=config.seed, eval_every=config.eval_every):
         state = progress.state
         if not writer.write(progress):
             writer.write_end("diverged", state.step)
-            return "diverged"
+            return "diverged", state.step
         on_progress(progress)
         if state.step and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
             checkpoints.save(state, settings)
         if should_stop() and state.step < config.steps:
-            jax.block_until_ready(state.params)
             checkpoints.save(state, settings)
-            return "interrupted"
+            return "interrupted", state.step
     writer.write_end("finished", config.steps)
-    return "finished"
+    return "finished", config.steps
 
 
 class _Writer:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.rule import Moments, Theta, default_view, init_moments, leaf_direction, newton_schulz
-from celo2_harness.tasks.image_mlp import Layer, Mlp, init_mlp, mlp_loss
+from celo2_harness.tasks.image_mlp import Mlp, init_mlp, mlp_loss
 
 RMS_FLOOR = 1e-9
 ADAM_DECAYS = (0.9, 0.95)
@@ -98,6 +98,3 @@ def _learned_update(
         square = jnp.mean(jnp.square(direction), axis=view.axes, keepdims=True)
         direction = direction / jnp.sqrt(square + RMS_FLOOR)
     return view.invert(direction), moments
-
-
-__all__ = ["AdamMoments", "Clock", "Layer", "Unroll", "fresh_unroll", "inner_step"]

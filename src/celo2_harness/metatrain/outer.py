@@ -75,6 +75,6 @@ def metatrain_step(
     key = jax.random.fold_in(jax.random.key(config.seed), 1 + state.iteration)
     gradient, pes, metrics = pes_gradient(config, state.theta, state.pes, data, key)
     updates, outer = outer_optimizer(config).update(gradient, state.outer, state.theta)
-    theta = optax.apply_updates(state.theta, updates)
+    theta = jax.tree.map(jnp.add, state.theta, updates)
     norms = (optax.tree.norm(gradient), optax.tree.norm(theta))
     return MetaTrainState(state.iteration + 1, theta, outer, pes), MetaTrainMetrics(metrics, *norms)

@@ -17,7 +17,7 @@ from celo2_harness._version import __version__
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.outer import MetaTrainMetrics, MetaTrainState, init_metatrain, metatrain_step
 from celo2_harness.rule import Theta, Weights, save_weights
-from celo2_harness.tasks.images import DataError, load_image_sets
+from celo2_harness.tasks.images import load_image_sets
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.msgpack"
@@ -65,7 +65,9 @@ def run_metatrain(
     header = {
         "config": dataclasses.asdict(config),
         "sets": list(names),
-        "data_sha256": hashlib.sha256(np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()).hexdigest(),
+        "data_sha256": hashlib.sha256(
+            np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()
+        ).hexdigest(),
     }
     state = init_metatrain(config, len(names))
     lines: list[str] = []
@@ -79,7 +81,7 @@ def run_metatrain(
     _write(out / METRICS_FILE, "".join(line + "\n" for line in lines).encode())
 
     seconds = json.loads(lines[-1]).get("seconds", 0.0)
-    started = time.monotonic()
+    started = logged = time.monotonic()
     recent: list[MetaTrainMetrics] = []
     with (out / METRICS_FILE).open("a") as metrics_file:
         for iteration in range(int(state.iteration) + 1, config.iterations + 1):
@@ -87,8 +89,10 @@ def run_metatrain(
             recent.append(metrics)
             last = iteration == config.iterations
             if iteration % log_every == 0 or last:
-                line = _summary(iteration, recent, names) | {"seconds": seconds + time.monotonic() - started}
-                recent = []
+                now = time.monotonic()
+                line = _summary(iteration, recent, names)
+                line |= {"seconds": seconds + now - started, "iterations_per_second": len(recent) / (now - logged)}
+                recent, logged = [], now
                 metrics_file.write(json.dumps(line) + "\n")
                 metrics_file.flush()
                 if on_log is not None:
@@ -124,13 +128,17 @@ def _summary(iteration: int, recent: list[MetaTrainMetrics], names: tuple[str, .
 def _restore(out: Path, header: dict[str, Any], like: MetaTrainState) -> tuple[MetaTrainState, list[str]]:
     """The checkpoint, and the lines of metrics up to it."""
     try:
-        content = flax.serialization.msgpack_restore((out / CHECKPOINT_FILE).read_bytes())
+        content: Any = flax.serialization.msgpack_restore((out / CHECKPOINT_FILE).read_bytes())
         saved = json.loads(content["header"])
         lines = (out / METRICS_FILE).read_text().splitlines()
     except FileNotFoundError as error:
-        raise RunError(f"out = {str(out)!r}: nothing to resume ({Path(str(error.filename)).name} is missing).") from None
+        raise RunError(
+            f"out = {str(out)!r}: nothing to resume ({Path(str(error.filename)).name} is missing)."
+        ) from None
     except Exception as error:
-        raise RunError(f"out = {str(out)!r}: the checkpoint cannot be read ({type(error).__name__}: {error}).") from None
+        raise RunError(
+            f"out = {str(out)!r}: the checkpoint cannot be read ({type(error).__name__}: {error})."
+        ) from None
     expected = json.loads(json.dumps(header))
     for name, value in expected.items():
         if saved.get(name) != value:
@@ -149,6 +157,3 @@ def _write(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-__all__ = ["DataError", "RunError", "run_metatrain"]

@@ -53,9 +53,7 @@ def clip_gradient(gradient: Float[Array, "*leaf"]) -> Float[Array, "*leaf"]:
     return jnp.where(jnp.isnan(gradient), 0.0, jnp.clip(gradient, -GRADIENT_CLIP, GRADIENT_CLIP))
 
 
-def update_moments(
-    config: RuleConfig, view: MatrixView, gradient: Float[Array, "*leaf"], moments: Moments
-) -> Moments:
+def update_moments(config: RuleConfig, view: MatrixView, gradient: Float[Array, "*leaf"], moments: Moments) -> Moments:
     """All accumulators after one clipped gradient, in float32 (the caller rounds to the state's dtype).
 
     m <- beta m + (1 - beta) g,  v <- beta v + (1 - beta) g^2,  row and col: means of g^2 + 1e-30 over one axis.

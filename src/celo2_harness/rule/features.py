@@ -75,9 +75,7 @@ FEATURES: dict[str, Feature] = {
     "second_moment": Feature(_one, True, lambda s: (s.second_moment,)),
     "momentum_over_rms": Feature(_per_momentum, True, lambda s: tuple(m * s.inverse_rms for m in s.momentum)),
     "inverse_rms": Feature(_one, True, lambda s: (s.inverse_rms,)),
-    "factored_gradient": Feature(
-        _per_factored, True, lambda s: tuple(s.gradient * f for f in s.factored_inverse_rms)
-    ),
+    "factored_gradient": Feature(_per_factored, True, lambda s: tuple(s.gradient * f for f in s.factored_inverse_rms)),
     "gradient_over_rms": Feature(_one, True, lambda s: (s.gradient * s.inverse_rms,)),
     "row_moment": Feature(_per_factored, False, lambda s: s.row),
     "column_moment": Feature(_per_factored, False, lambda s: s.col),

@@ -54,33 +54,42 @@ def _dense(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> 
     return [bias[j] + sum(x * weights[i, j] for i, x in enumerate(inputs)) for j in range(bias.shape[0])]
 
 
+def input_scales(config: RuleConfig, view: MatrixView, statistics: LeafStatistics) -> list[Float[Array, "..."]]:
+    """1 / sqrt(mean(x^2) + 1e-9) of every channel x, one number per matrix."""
+    _, channels = input_channels(config, view, statistics)
+    return [
+        jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=view.axes, keepdims=True) + NORMALIZATION_FLOOR) for x in channels
+    ]
+
+
 def evaluate(
-    theta: Theta, config: RuleConfig, view: MatrixView, statistics: LeafStatistics
+    theta: Theta,
+    config: RuleConfig,
+    view: MatrixView,
+    statistics: LeafStatistics,
+    scales: Sequence[Float[Array, "..."]],
 ) -> Float[Array, "..."]:
     """The direction of every parameter of a leaf: network output 0, in the leaf's view.
 
-    x_i <- x_i / sqrt(mean(x_i^2) + 1e-9) over the matrix axes, then three affine layers with ReLU between them.
+    Three affine layers with ReLU between them, on the channels times their scales.
 
     Args:
       theta: the network's numbers.
       config: names the feature groups, in the order of the rows of `theta.w0`.
       view: the leaf's view.
       statistics: the leaf's statistics after this step's gradient.
+      scales: what `input_scales` gives for them.
 
     Returns:
       float32 array of the viewed shape.
 
     Source: arXiv 2602.19142, section 3 and appendix; the published code for constants.
     """
+    w0, b0, w1, b1, w2, b2 = map(jnp.asarray, theta)
     rows, channels = input_channels(config, view, statistics)
-    scales = [
-        jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=view.axes, keepdims=True) + NORMALIZATION_FLOOR) for x in channels
-    ]
-    folded = [
-        [scale * theta.w0[row, j] for j in range(theta.b0.shape[0])] for row, scale in zip(rows, scales, strict=True)
-    ]
-    hidden = [jax.nn.relu(x) for x in _first_layer(folded, theta.b0, channels)]
-    hidden = [jax.nn.relu(x) for x in _dense(theta.w1, theta.b1, hidden)]
+    folded = [[scale * w0[row, j] for j in range(b0.shape[0])] for row, scale in zip(rows, scales, strict=True)]
+    hidden = [jax.nn.relu(x) for x in _first_layer(folded, b0, channels)]
+    hidden = [jax.nn.relu(x) for x in _dense(w1, b1, hidden)]
     # Of the three outputs only the first is the direction; the others are kept in the file for compatibility.
-    (direction,) = _dense(theta.w2[:, :1], theta.b2[:1], hidden)
+    (direction,) = _dense(w2[:, :1], b2[:1], hidden)
     return jnp.broadcast_to(direction, view.viewed)

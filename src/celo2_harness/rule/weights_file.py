@@ -129,9 +129,7 @@ def save_weights(
                 ' Save with layout="celo2-harness".'
             )
         blocks = np.split(theta.pop("w0"), np.cumsum(channel_counts(weights.config))[:-1])
-        content: dict[str, Any] = {
-            "ff_mod_stack": {"~": {f"w0__{i}": block for i, block in enumerate(blocks)} | theta}
-        }
+        content: dict[str, Any] = {"ff_mod_stack": {"~": {f"w0__{i}": block for i, block in enumerate(blocks)} | theta}}
     else:
         content = {
             "format": FORMAT,
@@ -181,7 +179,9 @@ def _fetch(source: str) -> Path:
     try:
         return Path(hf_hub_download(repo_id="/".join(parts[:2]), filename=file))
     except Exception as error:  # the hub library raises many kinds; all mean "not fetched"
-        raise WeightsError(f"{source}: could not fetch {file!r} from the hub ({type(error).__name__}: {error})") from error
+        raise WeightsError(
+            f"{source}: could not fetch {file!r} from the hub ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _parse(data: bytes, name: str) -> Weights:
@@ -259,14 +259,8 @@ def _check(weights: Weights, name: str) -> None:
     theta = weights.theta
     hidden = np.shape(theta.b0)[0] if np.ndim(theta.b0) == 1 else 0
     outputs = np.shape(theta.b2)[0] if np.ndim(theta.b2) == 1 else 0
-    shapes = Theta(
-        w0=(sum(channel_counts(config)), hidden),
-        b0=(hidden,),
-        w1=(hidden, hidden),
-        b1=(hidden,),
-        w2=(hidden, outputs),
-        b2=(outputs,),
-    )
+    inputs = sum(channel_counts(config))
+    shapes = ((inputs, hidden), (hidden,), (hidden, hidden), (hidden,), (hidden, outputs), (outputs,))
     if not hidden or not outputs:
         raise WeightsError(
             f"{name}: b0 {np.shape(theta.b0)} and b2 {np.shape(theta.b2)} must be vectors that are not empty."

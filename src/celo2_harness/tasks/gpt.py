@@ -150,7 +150,7 @@ class GPT(nnx.Module):
         rngs: The source of the initial values; only the `params` stream is used.
 
     >>> model = GPT(GPTConfig(width=8, layers=1, heads=2, context=4), nnx.Rngs(0))
-    >>> model(jnp.zeros((3, 4), jnp.uint8)).shape
+    >>> nnx.eval_shape(model, jnp.zeros((3, 4), jnp.uint8)).shape
     (3, 4, 256)
     """
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ImportError("data = 'digits' needs scikit-learn: pip install 'celo2-harness[data]'") from None
-    digits = load_digits()
+    digits: Any = load_digits()
     # Pixels are 0 to 16 there.
     return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
 

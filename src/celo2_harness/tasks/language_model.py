@@ -28,8 +28,9 @@ class LanguageModel:
     >>> task.batch(seed=0, step=0).shape
     (3, 5)
     >>> params = task.init(jax.random.key(0))
-    >>> round(float(task.loss(params, task.batch(seed=0, step=0))), 1)  # at the start: about log(256)
-    5.5
+    >>> loss = jax.jit(task.loss)(params, task.batch(seed=0, step=0))
+    >>> bool(abs(loss - jax.numpy.log(256.0)) < 0.2)  # a new model guesses evenly
+    True
     """
 
     config: GPTConfig

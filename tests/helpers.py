@@ -1,0 +1,72 @@
+"""Small things that several test files need."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import celo2_harness as c2
+
+# A rule with few features and two hidden units: for tests of plumbing, where the published size only costs compile time.
+TINY_CONFIG = c2.RuleConfig(
+    features=("gradient", "momentum", "factored_gradient", "row_moment"), momentum_decays=(0.9,), factored_decays=(0.9,)
+)
+
+
+def random_theta(channels=30, hidden=8, seed=0):
+    """A network with every number nonzero, biases included."""
+    rng = np.random.default_rng(seed)
+    shapes = ((channels, hidden), (hidden,), (hidden, hidden), (hidden,), (hidden, 3), (3,))
+    return c2.Theta(*(rng.normal(size=shape).astype(np.float32) / 2 for shape in shapes))
+
+
+TINY = c2.Weights(random_theta(4, 2), TINY_CONFIG)
+RANDOM = c2.Weights(random_theta())
+
+
+def normal(key, shapes, scale=1.0, dtype=jnp.float32):
+    """A tree of normal numbers for a tree of shapes."""
+    is_shape = lambda node: isinstance(node, tuple)
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=is_shape)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        [scale * jax.random.normal(k, shape, dtype) for k, shape in zip(keys, leaves, strict=True)]
+    )
+
+
+def relative_error(got, wanted):
+    """The larger of the errors in the Euclidean and in the maximum norm, each relative to the reference."""
+    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    assert got.shape == wanted.shape
+    worst = 0.0
+    for norm in (np.linalg.norm, lambda x: np.max(np.abs(x), initial=0.0)):
+        size = norm(wanted.ravel())
+        error = norm((got - wanted).ravel())
+        worst = max(worst, error / size if size else error)
+    return worst
+
+
+def assert_trees_close(got, wanted, tolerance):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(got)[0], jax.tree.leaves(wanted), strict=True):
+        assert relative_error(a, b) <= tolerance, (jax.tree_util.keystr(path), relative_error(a, b))
+
+
+def assert_trees_equal(got, wanted):
+    """Same structure, dtypes and bits."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(got)[0], jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype, jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+
+
+def signature(tree):
+    """Structure, shapes and dtypes, to compare."""
+    return jax.tree.structure(tree), [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(tree)]
+
+
+@functools.cache
+def jitted(tx):
+    """`tx.update` compiled; one per transformation, so that tests share it."""
+    return jax.jit(tx.update)

@@ -1,0 +1,227 @@
+"""The documentation agrees with the code: its examples run, and what it lists is what there is."""
+
+import ast
+import dataclasses
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from pathlib import Path
+
+import jax
+import pytest
+
+from celo2_harness import harness, schedules
+from celo2_harness.cli.main import COMMANDS
+from celo2_harness.routing import BUILT_IN
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "celo2_harness"
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
+# Read before any test has run: doctests register presets of their own.
+PRESETS = harness.presets()
+# Names that a page may use without saying where they come from.
+PRELUDES = {
+    "docs/routing.md": """
+import jax.numpy as jnp
+params = {"embed": {"embedding": jnp.ones((16, 8))}, "fc": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+"""
+}
+_BLOCK = re.compile(
+    r"(?P<skip><!-- not run: [^>]+ -->\s*)?^(?P<indent>[ ]*)```(?P<language>python|pycon)\b[^\n]*\n(?P<code>.*?)^[ ]*```",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def _blocks(page: str) -> list[tuple[int, str, str]]:
+    """Line, language and code of every block of a page that is to be run."""
+    found = []
+    for match in _BLOCK.finditer(PAGES[page]):
+        if not match["skip"]:
+            line = PAGES[page].count("\n", 0, match.start("code"))
+            code = re.sub(f"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
+            found.append((line, match["language"], code))
+    return found
+
+
+def _tables(page: str, marker: str) -> list[tuple[str, list[list[str]]]]:
+    """Every table that follows an HTML comment `marker`: what the comment says after a colon, and the table's cells."""
+    found = []
+    for match in re.finditer(rf"<!-- {marker}(?:: (\S+))? -->\n+((?:\|.*\n)+)", PAGES[page]):
+        rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in match[2].splitlines()[2:]]
+        found.append((match[1], [[cell.strip("| ") for cell in row] for row in rows]))
+    return found
+
+
+@pytest.fixture
+def quick_compilation():
+    """Examples run a step or two, so compiling well costs more than it saves."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)])
+def test_examples_run(page, tmp_path, monkeypatch):
+    """Blocks of one page share their names, in order. A block after `<!-- not run: reason -->` is left out."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "documentation"}
+    exec(PRELUDES.get(page, ""), namespace)
+    runner = doctest.DocTestRunner()
+    for line, language, code in _blocks(page):
+        if language == "python":
+            exec(compile("\n" * line + code, str(ROOT / page), "exec"), namespace)
+        else:
+            test = doctest.DocTestParser().get_doctest(code, namespace, page, str(ROOT / page), line)
+            report: list[str] = []
+            runner.run(test, out=report.append, clear_globs=False)
+            assert not runner.summarize(verbose=False).failed, "".join(report)
+            namespace = test.globs
+
+
+def test_every_block_is_found():
+    """The pattern above misses no fence, however it is indented or titled."""
+    for page, text in PAGES.items():
+        assert len(re.findall(r"^\s*(?:```|~~~) ?(?:python|pycon|py)\b", text, re.MULTILINE)) == len(
+            list(_BLOCK.finditer(text))
+        ), page
+
+
+def test_presets_are_listed():
+    ((_, rows),) = _tables("docs/choosing-a-preset.md", "presets")
+    listed = [(name.strip("`"), float(rate), description) for name, rate, description in rows]
+    assert listed == [(p.name, p.learning_rate, p.description) for p in PRESETS.values()]
+
+
+def test_meaning_of_the_learning_rate():
+    """The table of learning rates of the rest agrees with the presets' factors."""
+    lines = dict(
+        re.findall(r"^\| `(\w+)` \| [^|]*η[^|]* \| ([^|]*η), ", PAGES["docs/choosing-a-preset.md"], re.MULTILINE)
+    )
+    factors = {name: 1.0 if rate == "η" else float(rate.removesuffix(" η")) for name, rate in lines.items()}
+    assert factors == {p.name: p.rest.learning_rate_factor for p in PRESETS.values()}
+
+
+def test_schedules_are_listed():
+    ((_, rows),) = _tables("docs/choosing-a-preset.md", "schedules")
+    assert [name.strip("`") for name, _ in rows] == list(schedules.SCHEDULES)
+
+
+_DEFAULTS = [(page, name) for page in PAGES for name, _ in _tables(page, "defaults")]
+
+
+@pytest.mark.parametrize("page, name", _DEFAULTS)
+def test_options_and_defaults(page, name):
+    """Tables after `<!-- defaults: name -->` list all parameters in order, with their defaults as code."""
+    module, _, attribute = name.rpartition(".")
+    function = getattr(importlib.import_module(module), attribute)
+    expected = []
+    for parameter in inspect.signature(function).parameters.values():
+        default = parameter.default
+        if default is inspect.Parameter.empty:
+            default = ""
+        elif dataclasses.is_dataclass(default) and default == type(default)():
+            default = f"{type(default).__name__}()"
+        else:
+            default = repr(default)
+        expected.append((parameter.name, default))
+    ((_, rows),) = [table for table in _tables(page, "defaults") if table[0] == name]
+    listed = [(row[0].strip("`"), row[1].strip("`")) for row in rows]
+    # A default that is described in words, not quoted, is not compared.
+    words = {row[0].strip("`") for row in rows if row[1] and not row[1].startswith("`")}
+    assert listed == [(n, dict(listed)[n] if n in words else default) for n, default in expected]
+
+
+def test_defaults_are_quoted():
+    assert len(_DEFAULTS) >= 10
+
+
+def test_routing_rules_are_listed():
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \| `(\w+)` \|", PAGES["docs/routing.md"], re.MULTILINE)
+    expected = [(str(i), rule.name, rule.label) for i, rule in enumerate(BUILT_IN, start=1)]
+    assert [(number, name.strip(), label) for number, name, label in rows] == expected
+
+
+def _options(command: str) -> set[str]:
+    config = importlib.import_module(COMMANDS[command].module).Config
+    hints = typing.get_type_hints(config, include_extras=True)
+    names = {"--" + name.replace("_", "-") for name in hints}
+    for hint in hints.values():
+        for extra in getattr(hint, "__metadata__", ()):
+            names.update(getattr(extra, "aliases", None) or ())
+    return names | {"--help"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page):
+    """Every `celo2 COMMAND --option` on a page, in a block or inline, names a command and options that there are."""
+    for command, rest in re.findall(r"(?:^\s*|`|/)celo2 ([a-z]+)([^`\n]*)", PAGES[page], re.MULTILINE):
+        assert command in COMMANDS, f"celo2 {command}"
+        for option in re.findall(r"(?<= )--[a-z][a-z-]*", rest):
+            assert option in _options(command), f"celo2 {command} {option}"
+
+
+def test_layout_is_complete():
+    """The layout on the architecture page names every module and folder of the package, and nothing else."""
+    block = re.search(r"src/celo2_harness/\n(.*?)```", PAGES["docs/architecture.md"], re.DOTALL)
+    assert block is not None
+    listed = {line.split()[0] for line in block[1].splitlines()}
+    there = {
+        path.name + "/" * path.is_dir()
+        for path in PACKAGE.iterdir()
+        if path.name not in ("py.typed", "__pycache__") and (path.is_dir() or path.suffix == ".py")
+    }
+    assert listed == there
+
+
+ARROWS = {
+    "rule": set(),
+    "routing": set(),
+    "schedules": set(),
+    "tasks": set(),
+    "blocks": {"rule"},
+    "harness": {"routing", "blocks", "rule", "schedules"},
+    "metatrain": {"rule", "tasks"},
+    "evaluate": {"tasks"},
+}
+
+
+@pytest.mark.parametrize("part", ARROWS)
+def test_arrows_point_one_way(part):
+    """No part of the package imports what the architecture page says it does not know."""
+    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else (PACKAGE / part).rglob("*.py")
+    known = {name for _, name, _ in pkgutil.iter_modules([str(PACKAGE)])}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                top, _, below = name.partition(".")
+                if top == "celo2_harness":
+                    other = below.split(".")[0]
+                    allowed = ARROWS[part] | {part, "_types", "_version"} | ({"__version__"} - known)
+                    assert other in allowed, f"{file.relative_to(PACKAGE)} imports {name}"
+                assert not (part == "rule" and top == "optax"), f"{file.relative_to(PACKAGE)} imports {name}"
+
+
+def test_public_names_are_on_an_api_page():
+    """Everything exported has an entry on an API page."""
+    import celo2_harness
+
+    entries = set(re.findall(r"^::: ([\w.]+)", "\n".join(PAGES.values()), re.MULTILINE))
+    documented = {entry.rpartition(".")[2] for entry in entries}
+    public = {name for name in vars(celo2_harness) if not name.startswith("_")} - {
+        name for _, name, _ in pkgutil.iter_modules([str(PACKAGE)])
+    }
+    missing = public - documented
+    assert not missing
+    for entry in entries:
+        pkgutil.resolve_name(entry)
