@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import celo2_harness as c2
+from celo2_harness.metatrain import MetaTrainConfig
 
 # A rule with few features and two hidden units: for tests of plumbing, where the published size only costs compile time.
 TINY_CONFIG = c2.RuleConfig(
@@ -23,6 +24,24 @@ def random_theta(channels=30, hidden=8, seed=0):
 
 TINY = c2.Weights(random_theta(4, 2), TINY_CONFIG)
 RANDOM = c2.Weights(random_theta())
+
+
+# A meta-training run of seconds. Files that use it with twenty images in two sets share its compilation.
+META_CONFIG = MetaTrainConfig(
+    variant="base",
+    rule=c2.RuleConfig(features=("gradient", "momentum"), momentum_decays=(0.9,), factored_decays=(0.9,)),
+    hidden=2,
+    widths=(64, 10),
+    batch=4,
+    tasks_per_set=2,
+    truncation=5,
+    shortest_unroll=5,
+    longest_unroll=20,
+    iterations=3,
+    outer_learning_rate=1e-2,
+)
+META_IMAGES = np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8)
+META_LABELS = np.arange(20) % 10
 
 
 def normal(key, shapes, scale=1.0, dtype=jnp.float32):
@@ -68,5 +87,13 @@ def signature(tree):
 
 @functools.cache
 def jitted(tx):
-    """`tx.update` compiled; one per transformation, so that tests share it."""
-    return jax.jit(tx.update)
+    """`tx.update` compiled; one per transformation, so that tests share it. `traces` on it lists its traces."""
+    traces = []
+
+    def update(updates, state, params):
+        traces.append(None)
+        return tx.update(updates, state, params)
+
+    compiled = jax.jit(update)
+    compiled.traces = traces
+    return compiled

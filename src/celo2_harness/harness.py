@@ -237,7 +237,8 @@ def build(
     Args:
       preset: a name out of `presets()`, or a `Preset`.
       learning_rate: peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule, which
-        is taken as it is. None: the preset's default.
+        is taken as it is (under `optax.inject_hyperparams` it arrives as a number, and is multiplied by `schedule`
+        if `total_steps` is given). None: the preset's default.
       total_steps: length of the run in steps, for the schedule. None: a number is a constant learning rate.
       weight_decay: decoupled weight decay of hidden matrices.
       rest_weight_decay: decoupled weight decay of all other leaves (embeddings, heads, vectors).
@@ -280,7 +281,7 @@ def build(
         _check_run(total_steps, warmup)
         rate = scaled(rate, shape(int(total_steps), warmup))
     factor = recipe.rest.learning_rate_factor if rest_learning_rate_factor is None else rest_learning_rate_factor
-    loaded = None if recipe.weights is None else load_weights(recipe.weights if weights is None else weights)
+    loaded = _load(recipe, weights)
 
     def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
         routes = routing.route(tree, rules, strict=strict, per_head=per_head)
@@ -301,7 +302,7 @@ def build(
         return optax.partition(transforms, jax.tree.map(group_of, routes, is_leaf=_is_route))
 
     def init_fn(params: Params) -> optax.OptState:
-        return partition(params).init(params)
+        return partition(params).init(_at_least_float32(params))
 
     def update_fn(
         updates: Updates, state: optax.OptState, params: Params | None = None, **extra_args: Any
@@ -311,7 +312,8 @@ def build(
                 f"{recipe.name}: update(updates, state, params) was called without params. The update depends on the"
                 " parameters; pass the tree that you will apply the updates to."
             )
-        updates, state = partition(params).update(updates, state, params, **extra_args)
+        wide = _at_least_float32((updates, params))
+        updates, state = partition(params).update(wide[0], state, wide[1], **extra_args)
         return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
@@ -324,6 +326,7 @@ def describe(
     *,
     weight_decay: float = 0.0,
     rest_weight_decay: float = 0.0,
+    weights: Weights | str | None = None,
     rest_learning_rate_factor: float | None = None,
     rules: Sequence[RuleLike] = (),
     strict: bool = False,
@@ -349,7 +352,7 @@ def describe(
       path
     """
     recipe = preset if isinstance(preset, Preset) else _named(preset, presets(), "preset")
-    loaded = None if recipe.weights is None else load_weights(recipe.weights)
+    loaded = _load(recipe, weights)
     factor = recipe.rest.learning_rate_factor if rest_learning_rate_factor is None else rest_learning_rate_factor
     columns = {
         "hidden": (recipe.hidden, recipe.hidden.learning_rate_factor, weight_decay),
@@ -359,7 +362,7 @@ def describe(
 
     def row(route: routing.Route) -> routing.ReportRow:
         group, learning_rate_factor, decay = columns[group_of(route)]
-        leaf = jax.ShapeDtypeStruct(route.shape, route.dtype)
+        leaf = jax.ShapeDtypeStruct(route.shape, jnp.promote_types(route.dtype, jnp.float32))
         tx = group.direction(Settings(loaded, route.view, state_dtype))
         return routing.ReportRow(
             route=route,
@@ -377,6 +380,15 @@ def describe(
 def group_of(route: routing.Route) -> str:
     """The group ("hidden", "rest" or "frozen") that a label belongs to."""
     return route.label if route.label in ("hidden", "frozen") else "rest"
+
+
+def _load(recipe: Preset, weights: Weights | str | None) -> Weights | None:
+    return None if recipe.weights is None else load_weights(recipe.weights if weights is None else weights)
+
+
+def _at_least_float32(tree: PyTree) -> PyTree:
+    """Narrow floats as float32: state and arithmetic do not follow the parameters down to bfloat16."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
 def _is_route(x: Any) -> bool:

@@ -15,22 +15,22 @@ from celo2_harness._types import ScalarOrSchedule
 COOLDOWN_FRACTION = 0.2
 
 
-def warmup_steps(total_steps: int, warmup: float) -> int:
-    """Warm-up in steps.
+def warmup_steps(total_steps: int, warmup: float | int) -> int:
+    """Warm-up in steps; at least one step of the run is left after it.
 
     >>> warmup_steps(1000, 0.05), warmup_steps(1000, 30)
     (50, 30)
     """
-    return int(warmup) if warmup >= 1 else round(warmup * total_steps)
+    return min(int(warmup) if warmup >= 1 else round(warmup * total_steps), total_steps - 1)
 
 
-def constant(total_steps: int, warmup: float = 0.0) -> optax.Schedule:
+def constant(total_steps: int, warmup: float | int = 0.0) -> optax.Schedule:
     """One throughout, without warm-up."""
     del total_steps, warmup
     return optax.constant_schedule(1.0)
 
 
-def linear(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+def linear(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
     """Warm-up, then a straight line to zero at the end.
 
     >>> schedule = linear(100, 0.1)
@@ -41,7 +41,7 @@ def linear(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
     return _after_warmup(optax.linear_schedule(1.0, 0.0, total_steps - steps), steps)
 
 
-def warmup_cosine(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+def warmup_cosine(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
     """Warm-up, then half a cosine to zero at the end.
 
     >>> schedule = warmup_cosine(100, 0.1)
@@ -52,7 +52,7 @@ def warmup_cosine(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
     return _after_warmup(optax.cosine_decay_schedule(1.0, total_steps - steps), steps)
 
 
-def warmup_stable_decay(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+def warmup_stable_decay(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
     """Warm-up, one, then 1 - sqrt(t) to zero over the last fifth (arXiv 2405.18392).
 
     >>> schedule = warmup_stable_decay(100, 0.1)
@@ -66,7 +66,7 @@ def warmup_stable_decay(total_steps: int, warmup: float = 0.05) -> optax.Schedul
     return _after_warmup(stable, steps)
 
 
-def inverse_sqrt(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
+def inverse_sqrt(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
     """Warm-up over w steps, then sqrt(w / step); does not depend on the end (arXiv 1706.03762).
 
     >>> schedule = inverse_sqrt(1000, 100)
@@ -74,7 +74,7 @@ def inverse_sqrt(total_steps: int, warmup: float = 0.05) -> optax.Schedule:
     [0.5, 1.0, 0.5]
     """
     steps = max(1, warmup_steps(total_steps, warmup))
-    return _after_warmup(lambda count: jnp.sqrt(steps / (steps + count)), steps)
+    return _after_warmup(lambda count: jnp.sqrt(steps / (steps + jnp.maximum(count, 0))), steps)
 
 
 SCHEDULES: dict[str, Callable[[int, float], optax.Schedule]] = {

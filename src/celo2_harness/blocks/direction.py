@@ -24,6 +24,9 @@ class Celo2State(NamedTuple):
     diag: tuple[Updates, ...]
 
 
+# Leaves of one view are traced once, and run as one call each outside of jit.
+_leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2))
+
 _NOTHING = Moments(mu=None, nu=None, row=None, col=None, diag=None)  # type: ignore[arg-type]
 
 
@@ -63,10 +66,10 @@ def celo2_direction(
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
 ) -> optax.GradientTransformation:
-    r"""The learned update direction, raw: not orthogonalised, not normalised, not scaled.
+    """The learned update direction, raw: not orthogonalised, not normalised, not scaled.
 
-    Per parameter, :math:`d = f_\theta(x / \sqrt{\overline{x^2} + 10^{-9}})` with 30 features :math:`x` of gradient,
-    parameter and running statistics (15 for vectors) and a network of 347 numbers.
+    Per parameter, d = f_theta(x / sqrt(mean(x^2) + 1e-9)), with x the 30 features of gradient, parameter and running
+    statistics (15 for vectors), the mean over its matrix, and f_theta a network of 347 numbers.
 
     Args:
       weights: `Weights`, or what `load_weights` takes.
@@ -118,7 +121,7 @@ def celo2_direction(
         directions, moments = [], []
         for view, g, p, m in zip(views, gradients, parameters, _unpack(treedef, state), strict=True):
             if g.size:
-                d, m = leaf_direction(theta, config, view, g, p, m)
+                d, m = _leaf_direction(theta, config, view, g, p, m)
                 g = view.invert(d).astype(p.dtype)
             directions.append(g)
             moments.append(m)

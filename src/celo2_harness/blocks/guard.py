@@ -23,7 +23,7 @@ class GuardState(NamedTuple):
 def guard_updates(
     inner: optax.GradientTransformation,
     *,
-    spike_factor: float | None = None,
+    spike_factor: float | int | None = None,
     spike_action: Literal["skip", "clip"] = "skip",
     decay: float = 0.99,
     warmup: int = 20,
@@ -32,8 +32,8 @@ def guard_updates(
 
     A step whose gradients hold NaN or infinity gives zero updates and leaves the inner state as it was. With
     `spike_factor`, so does (or is clipped) a step whose global gradient norm exceeds `spike_factor` times its running
-    level, an exponential average of accepted norms; a norm above the limit enters the level as the limit, so that a
-    lasting change of scale is accepted after a while.
+    level, an exponential average of accepted norms. A norm above the limit enters the level as the limit, so that a
+    lasting change of scale is accepted after a while; a norm of zero does not enter it.
 
     Args:
       inner: the optimizer to protect.
@@ -81,7 +81,9 @@ def guard_updates(
         norm = unit * jnp.sqrt(sum((jnp.sum(jnp.square(x / unit)) for x in leaves), start=jnp.zeros([])))
         limit = jnp.inf if spike_factor is None else spike_factor * state.level
         settled = state.count - state.nonfinite_count >= max(warmup, 1)
-        spike = finite & settled & (norm > limit)
+        # A level of zero is none yet: no gradient so far was nonzero.
+        first = state.level == 0
+        spike = finite & settled & ~first & (norm > limit)
         if spike_action == "clip":
             factor = jnp.where(spike, limit / norm, 1.0)
             updates = jax.tree.map(lambda x: x * factor.astype(x.dtype), updates)
@@ -99,11 +101,10 @@ def guard_updates(
 
         new_updates, inner_state = jax.lax.cond(proceed, apply, skip, None)
         seen = jnp.where(spike, limit, norm)
-        first = state.count == state.nonfinite_count
         level = jnp.where(first, seen, decay * state.level + (1.0 - decay) * seen)
         return new_updates, GuardState(
             inner_state=inner_state,
-            level=jnp.where(finite, level, state.level),
+            level=jnp.where(finite & (norm > 0), level, state.level),
             count=jnp.asarray(optax.safe_increment(state.count)),
             nonfinite_count=state.nonfinite_count + ~finite,
             spike_count=state.spike_count + spike,

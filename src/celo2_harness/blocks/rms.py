@@ -1,6 +1,6 @@
 """Scaling of updates to unit root mean square, matrix by matrix."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,7 @@ from jaxtyping import Array, Int
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
 from celo2_harness.rule import MatrixView
-
-Mode = Literal["per_step", "rolling", "clip", "none"]
+from celo2_harness.rule import Normalization as Mode
 
 
 class NormalizeRmsState(NamedTuple):
@@ -26,8 +25,8 @@ def normalize_rms(
     *,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     decay: float = 0.99,
-    threshold: float = 1.0,
-    eps: float = 1e-9,
+    threshold: float | int = 1.0,
+    eps: float | int = 1e-9,
 ) -> optax.GradientTransformation:
     """Divides every matrix (or vector) of an update by a root mean square.
 
@@ -47,7 +46,8 @@ def normalize_rms(
       eps: added to the mean square.
 
     Returns:
-      An `optax.GradientTransformation`; statistics are float32, updates keep their dtype. Zero stays zero.
+      An `optax.GradientTransformation`; statistics are float32, updates keep their dtype. Zero stays zero;
+      a mean square that is not finite does not enter the running one.
 
     Raises:
       ValueError: unknown mode; in `update`, a view that does not fit its leaf.
@@ -110,7 +110,8 @@ def normalize_rms(
         views = leaf_views(updates, weight_dimension_numbers)
         for view, x, nu in zip(views, leaves, treedef.flatten_up_to(state.nu), strict=True):
             if x.size:
-                nu = decay * nu + (1.0 - decay) * mean_square(view, x)
+                square = mean_square(view, x)
+                nu = jnp.where(jnp.isfinite(square), decay * nu + (1.0 - decay) * square, nu)
                 x = scale(view, x, 1.0 / jnp.sqrt(nu / correction + eps))
             scaled.append(x)
             nus.append(nu)

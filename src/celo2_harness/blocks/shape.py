@@ -10,7 +10,7 @@ from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
 
 
 def scale_by_shape(
-    rms: float = 0.2, *, weight_dimension_numbers: WeightDimensionNumbers = None
+    rms: float | int = 0.2, *, weight_dimension_numbers: WeightDimensionNumbers = None
 ) -> optax.GradientTransformation:
     """Multiplies every matrix by rms sqrt(max(rows, columns)); vectors pass through.
 

@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words after `celo2`; those of the process by default.
 
     Returns:
-        The exit status: 0 for done, 1 for a run that diverged, 2 for wrong input, 130 for an interruption.
+        0 for done, 1 for a run that diverged, 2 for wrong input, 130 for an interruption.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):

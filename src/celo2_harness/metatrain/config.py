@@ -19,7 +19,8 @@ class MetaTrainConfig:
       tasks_per_set: inner tasks per image set, each an antithetic pair.
       inner_learning_rate: step size of the inner update.
       adam_factor: step size of the inner Adam (biases of "ortho") over `inner_learning_rate`.
-      shortest_unroll, longest_unroll: inner steps of one unroll, log-uniform.
+      shortest_unroll: fewest inner steps of one unroll; lengths are log-uniform.
+      longest_unroll: most inner steps of one unroll.
       truncation: inner steps per outer iteration (K).
       sigma: standard deviation of the perturbation of every number of theta.
       augmentation: params are divided by alpha at init and multiplied by alpha in the loss, alpha log-uniform in
@@ -63,6 +64,10 @@ class MetaTrainConfig:
             raise ValueError(
                 f"expected sigma > 0, augmentation >= 1 and longest_unroll >= shortest_unroll; got {self.sigma},"
                 f" {self.augmentation}, {self.longest_unroll} and {self.shortest_unroll}."
+            )
+        if self.rule.normalization not in ("per_step", "none"):
+            raise ValueError(
+                f"rule.normalization = {self.rule.normalization!r}: the inner loop knows 'per_step' and 'none'."
             )
         if self.widths[0] != 64 or self.widths[-1] != 10 or len(self.widths) < 2:
             raise ValueError(f"widths = {self.widths}: expected 64 inputs and 10 outputs, as 8x8 images of 10 classes.")

@@ -145,8 +145,15 @@ def _restore(out: Path, header: dict[str, Any], like: MetaTrainState) -> tuple[M
             raise RunError(f"out = {str(out)!r}: made with {name} = {saved.get(name)}, asked for {value}.")
     state = flax.serialization.from_state_dict(like, content["state"])
     state = jax.tree.map(jax.numpy.asarray, state)
-    kept = [line for line in lines if json.loads(line).get("iteration", 0) <= int(state.iteration)]
-    return state, kept
+    return state, [line for line in lines if _iteration(line) <= int(state.iteration)]
+
+
+def _iteration(line: str) -> float:
+    """Of a line of metrics: the header comes before all, a line that a kill cut short after all."""
+    try:
+        return json.loads(line).get("iteration", 0)
+    except json.JSONDecodeError:
+        return float("inf")
 
 
 def _write(path: Path, content: bytes) -> None:

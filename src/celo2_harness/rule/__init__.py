@@ -3,6 +3,7 @@
 from celo2_harness.rule.accumulators import Moments as Moments
 from celo2_harness.rule.accumulators import init_moments as init_moments
 from celo2_harness.rule.config import CELO2_CONFIG as CELO2_CONFIG
+from celo2_harness.rule.config import Normalization as Normalization
 from celo2_harness.rule.config import RuleConfig as RuleConfig
 from celo2_harness.rule.config import Theta as Theta
 from celo2_harness.rule.direction import leaf_direction as leaf_direction

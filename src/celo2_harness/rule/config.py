@@ -1,7 +1,7 @@
 """What a learned rule was trained with: features, decays and floors, kept apart from its numbers."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,10 @@ CELO2_FEATURES = (
     "inverse_column_rms",
     "factored_momentum",
 )
+
+
+# How updates may be scaled; the modes of `normalize_rms`.
+Normalization = Literal["per_step", "rolling", "clip", "none"]
 
 
 class Theta(NamedTuple):

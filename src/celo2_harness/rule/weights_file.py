@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.serialization
 import numpy as np
 
-from celo2_harness.rule.config import CELO2_CONFIG, RuleConfig, Theta
+from celo2_harness.rule.config import CELO2_CONFIG, Normalization, RuleConfig, Theta
 from celo2_harness.rule.features import FEATURES, channel_counts
 
 FORMAT = "celo2-harness weights"
@@ -160,9 +160,11 @@ def _read(source: str) -> bytes:
         if path.stat().st_size > _MAXIMUM_BYTES:
             raise WeightsError(f"{source}: {path.stat().st_size} bytes is far too large for a weight file of a rule.")
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no possible path
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(
-            f"{source}: cannot be read ({error.strerror}). Give one of the bundled names"
+            f"{source}: cannot be read ({getattr(error, 'strerror', error)}). Give one of the bundled names"
             f" {', '.join(bundled_weights())}, a path, or hf://owner/repo."
         ) from None
 
@@ -191,7 +193,8 @@ def _parse(data: bytes, name: str) -> Weights:
         raise WeightsError(
             f"{name}: not a weight file, or truncated ({len(data)} bytes; {type(error).__name__}: {error})."
         ) from None
-    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+    # Values may be arrays, which compare elementwise.
+    if isinstance(content, Mapping) and isinstance(content.get("format"), str) and content["format"] == FORMAT:
         config, provenance = _header(content, name)
         theta = content.get("theta")
     elif isinstance(content, Mapping) and "ff_mod_stack" in content:
@@ -209,7 +212,7 @@ def _parse(data: bytes, name: str) -> Weights:
 
 
 def _header(content: Mapping[str, Any], name: str) -> tuple[RuleConfig, Mapping[str, Any]]:
-    if content.get("version") != VERSION:
+    if not isinstance(content.get("version"), int) or content["version"] != VERSION:
         raise WeightsError(
             f"{name}: format version {content.get('version')!r}, this package reads version {VERSION}."
             " Update celo2-harness."
@@ -217,11 +220,11 @@ def _header(content: Mapping[str, Any], name: str) -> tuple[RuleConfig, Mapping[
     try:
         fields, provenance = json.loads(content["config"]), json.loads(content["provenance"])
         expected = {field.name for field in dataclasses.fields(RuleConfig)}
-        if set(fields) != expected:
-            raise WeightsError(f"{name}: the header has {sorted(fields)}, expected {sorted(expected)}.")
+        if not isinstance(fields, dict) or set(fields) != expected:
+            raise WeightsError(f"{name}: the header has {list(fields)}, expected {sorted(expected)} with values.")
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         return RuleConfig(**fields), dict(provenance)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{name}: the header cannot be read ({type(error).__name__}: {error}).") from None
@@ -237,7 +240,8 @@ def _named_arrays(tree: Any, names: tuple[str, ...], name: str) -> dict[str, np.
     for key in names:
         if not isinstance(tree[key], np.ndarray) or not np.issubdtype(tree[key].dtype, np.floating):
             raise WeightsError(f"{name}: {key} is not an array of floating-point numbers.")
-    return {key: tree[key].astype(np.float32) for key in names}
+    with np.errstate(over="ignore"):  # too large for float32 is infinite, and refused as such
+        return {key: tree[key].astype(np.float32) for key in names}
 
 
 def _join_blocks(stack: Any, name: str) -> dict[str, np.ndarray]:
@@ -273,7 +277,14 @@ def _check(weights: Weights, name: str) -> None:
 
 
 def _check_config(config: RuleConfig, name: str) -> None:
-    unknown = [feature for feature in config.features if feature not in FEATURES]
+    for field in ("features", "momentum_decays", "factored_decays"):
+        if not isinstance(getattr(config, field), tuple):
+            raise WeightsError(f"{name}: {field} = {getattr(config, field)!r}, expected a tuple.")
+    if config.normalization not in get_args(Normalization):
+        raise WeightsError(
+            f"{name}: normalization = {config.normalization!r}, expected one of {', '.join(get_args(Normalization))}."
+        )
+    unknown = [feature for feature in config.features if not isinstance(feature, str) or feature not in FEATURES]
     if unknown:
         raise WeightsError(f"{name}: unknown features {unknown}; known: {', '.join(FEATURES)}.")
     decays = (*config.momentum_decays, config.second_moment_decay, *config.factored_decays)

@@ -53,6 +53,8 @@ def load_image_sets(source: str | Path, names: Sequence[str] = ()) -> tuple[Imag
       ImportError: "digits" without scikit-learn.
     """
     if str(source) == "digits":
+        if tuple(names) not in ((), ("digits",)):
+            raise DataError(f"data = 'digits' has one set, 'digits'; asked for {list(names)}. Give a folder of sets.")
         pairs = {"digits": _digits()}
     else:
         folder = Path(source)
@@ -88,9 +90,9 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             images, labels = file["train_images"], file["train_labels"]
-    except (OSError, KeyError, ValueError, EOFError) as error:
+    except Exception as error:  # zipfile, zlib, numpy and key errors alike: the file holds no image set
         raise DataError(
             f"{path}: cannot be read as an image set ({type(error).__name__}: {error}); expected arrays"
             " train_images and train_labels."

@@ -1,0 +1,72 @@
+"""Orthogonalisation of trees: which leaves, as which matrices, together or one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import plain
+import pytest
+from helpers import assert_trees_close, normal, relative_error
+from optax.contrib import MuonDimensionNumbers
+
+import celo2_harness as c2
+
+
+def apply(tx, tree):
+    return tx.update(tree, tx.init(tree))[0]
+
+
+def test_matrices_of_one_shape_go_together_and_come_back_in_place(key):
+    tree = normal(key, {"a": (4, 6), "b": (2, 4, 6), "c": (6, 4), "d": (4, 6), "v": (5,), "s": (), "e": (0, 6)})
+    got = apply(c2.orthogonalize(), tree)
+    for name in "abcd":
+        assert relative_error(got[name], plain.newton_schulz(np.asarray(tree[name]))) <= 3e-5, name
+    for name in "vse":
+        assert got[name] is tree[name]
+
+
+def test_one_product_per_shape():
+    tree = {"a": jnp.ones((4, 6)), "b": jnp.ones((2, 4, 6)), "d": jnp.ones((4, 6))}
+    products = lambda t: str(jax.make_jaxpr(lambda x: apply(c2.orthogonalize(), x))(t)).count("dot_general")
+    assert products(tree) == products({"a": tree["a"]}) > 0
+
+
+def test_views(key):
+    leaf = normal(key, (3, 3, 2, 4))
+    got = apply(c2.orthogonalize(weight_dimension_numbers=MuonDimensionNumbers((0, 1, 2), (3,))), leaf)
+    assert relative_error(got, plain.newton_schulz(np.asarray(leaf).reshape(18, 4)).reshape(leaf.shape)) <= 3e-5
+    heads = normal(key, (6, 2, 4))
+    got = apply(c2.orthogonalize(weight_dimension_numbers=MuonDimensionNumbers((0,), (2,))), heads)
+    wanted = plain.newton_schulz(np.asarray(heads).transpose(1, 0, 2)).transpose(1, 0, 2)
+    assert relative_error(got, wanted) <= 3e-5
+    vectors = normal(key, (3, 5))
+    assert apply(c2.orthogonalize(weight_dimension_numbers=MuonDimensionNumbers((), (1,))), vectors) is vectors
+
+
+def test_options_reach_the_iteration(key):
+    tree = {"w": normal(key, (4, 6))}
+    assert_trees_close(
+        apply(c2.orthogonalize("polar_express"), tree), {"w": c2.newton_schulz(tree["w"], "polar_express")}, 1e-6
+    )
+    coarse = apply(c2.orthogonalize(dtype=jnp.bfloat16), tree)["w"]
+    assert coarse.dtype == jnp.float32 and relative_error(coarse, c2.newton_schulz(tree["w"])) > 1e-4
+    half = apply(c2.orthogonalize(eps=1.0), {"w": tree["w"] / jnp.linalg.norm(tree["w"])})["w"]
+    assert relative_error(half, c2.newton_schulz(tree["w"])) > 1e-2  # a floor as large as the matrix is felt
+    with pytest.raises(ValueError, match="coefficients = 'quintics'"):
+        c2.orthogonalize("quintics")
+
+
+def test_scale_by_shape():
+    tree = {"w": jnp.ones((2, 3, 5)), "b": jnp.ones(5), "s": jnp.ones(())}
+    got = apply(c2.scale_by_shape(0.2), tree)
+    np.testing.assert_allclose(got["w"], 0.2 * np.sqrt(5.0), rtol=1e-6)
+    np.testing.assert_array_equal(got["b"], tree["b"])
+    np.testing.assert_array_equal(got["s"], tree["s"])
+    got = apply(c2.scale_by_shape(1.0, weight_dimension_numbers=MuonDimensionNumbers((0, 1), (2,))), tree["w"])
+    np.testing.assert_allclose(got, np.sqrt(6.0), rtol=1e-6)
+
+
+def test_a_semi_orthogonal_matrix_gets_the_rms_asked_for(key):
+    tree = {"w": normal(key, (4, 12))}
+    got = apply(optax.chain(c2.orthogonalize([(1.5, -0.5, 0.0)] * 20), c2.scale_by_shape(0.2)), tree)["w"]
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(got))), 0.2, rtol=1e-3)

@@ -1,0 +1,247 @@
+"""What every block and every preset owes to Optax: one row each, all tests for all rows. A new block is a new row."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import TINY, assert_trees_close, assert_trees_equal, jitted, normal, signature
+
+import celo2_harness as c2
+from celo2_harness import harness
+
+PRESETS = ("celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw")
+
+
+def preset(name, learning_rate=0.01, **options):
+    if harness.presets()[name].weights is not None:
+        options["weights"] = TINY
+    return harness.build(name, learning_rate, **options)
+
+
+TABLE = {
+    "celo2_direction": c2.celo2_direction(TINY),
+    "celo2_direction, bfloat16 state": c2.celo2_direction(TINY, state_dtype="bfloat16"),
+    "orthogonalize": c2.orthogonalize(),
+    "normalize_rms per_step": c2.normalize_rms("per_step"),
+    "normalize_rms rolling": c2.normalize_rms("rolling"),
+    "normalize_rms clip": c2.normalize_rms("clip"),
+    "normalize_rms none": c2.normalize_rms("none"),
+    "scale_by_celo2": c2.scale_by_celo2(TINY, orthogonalize=True),
+    "scale_by_shape": c2.scale_by_shape(),
+    "add_decayed_weights": c2.add_decayed_weights(0.1),
+    "add_decayed_weights scheduled": c2.add_decayed_weights(lambda count: 0.1 * count, "cautious"),
+    "add_decayed_weights masked": c2.add_decayed_weights(
+        0.1, "independent", mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    ),
+    "guard_updates": c2.guard_updates(optax.adam(0.01), spike_factor=5.0),
+    "guard_updates clip": c2.guard_updates(c2.scale_by_celo2(TINY), spike_factor=5.0, spike_action="clip"),
+    **{f"preset {name}": preset(name, weight_decay=0.1) for name in PRESETS},
+    "preset on a schedule": preset("adamw", total_steps=100, weight_decay=lambda count: 0.1),
+}
+SHAPES = {"embedding": {"table": (7, 4)}, "layer": {"kernel": (4, 6), "bias": (6,)}}
+# Rows whose state is (in part) that of Optax's Adam or Muon, which follow the parameters in size and dtype.
+OPTAX_STATE = ("adam", "muon", "celo2_ortho", "schedule", "guard_updates")
+rows = pytest.mark.parametrize("row", TABLE)
+presets = pytest.mark.parametrize("name", PRESETS)
+
+
+@pytest.fixture
+def params(key):
+    return normal(key, SHAPES)
+
+
+@pytest.fixture
+def gradients(key):
+    return normal(jax.random.fold_in(key, 1), SHAPES)
+
+
+def update(row, gradients, state, params):
+    return jitted(TABLE[row])(gradients, state, params)
+
+
+@rows
+def test_one_trace_and_a_stable_signature(row, params, gradients):
+    tx = TABLE[row]
+    state = tx.init(params)
+    before = signature(state)
+    for _ in range(3):
+        updates, state = update(row, gradients, state, params)
+        assert signature(state) == before
+        assert signature(updates)[0] == signature(params)[0]
+        params = optax.apply_updates(params, updates)
+    assert len(jitted(tx).traces) == 1
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((updates, state)))
+
+
+@rows
+def test_bfloat16_parameters_in_a_donated_scan_with_a_branch(row, params, gradients):
+    tx = TABLE[row]
+    params, gradients = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, gradients))
+
+    def step(carry, skip):
+        def go(carry):
+            params, state = carry
+            updates, state = tx.update(gradients, state, params)
+            assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
+            return optax.apply_updates(params, updates), state
+
+        return jax.lax.cond(skip, lambda carry: carry, go, carry), None
+
+    carry = (params, tx.init(params))
+    before = signature(carry)
+    state_dtypes = {x.dtype for x in jax.tree.leaves(carry[1]) if jnp.issubdtype(x.dtype, jnp.floating)}
+    if "bfloat16" not in row and (row == "guard_updates clip" or not any(word in row for word in OPTAX_STATE)):
+        assert state_dtypes <= {jnp.dtype("float32")}
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.array([False, True, False]))[0], donate_argnums=0)
+    assert signature(run(carry)) == before
+
+
+@rows
+def test_abstract_init(row, params):
+    tx = TABLE[row]
+    plain = lambda tree: (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
+    state = tx.init(params)
+    assert plain(jax.eval_shape(tx.init, params)) == plain(state)
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    assert plain(jax.eval_shape(tx.init, shapes)) == plain(state)
+    if row.startswith("preset"):
+        assert_trees_equal(jax.jit(tx.init)(params), state)
+
+
+@rows
+def test_map_params_reaches_what_has_the_shape_of_parameters(row, params):
+    tx = TABLE[row]
+    state = tx.init(params)
+    mapped = optax.tree.map_params(tx, lambda x: x + 1, state)
+    assert signature(mapped)[0] == signature(state)[0]
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(mapped), strict=True):
+        # Scalars are counters, and Optax's Muon keeps its three coefficients; everything else belongs to a parameter.
+        np.testing.assert_array_equal(after, before if before.shape in ((), (3,)) else before + 1)
+
+
+@rows
+def test_unknown_extra_arguments_are_ignored(row, params, gradients):
+    tx = optax.with_extra_args_support(TABLE[row])
+    program = lambda **extra: str(jax.make_jaxpr(lambda g, p: tx.update(g, tx.init(p), p, **extra))(gradients, params))
+    assert program(loss=1.0, key=None) == program()
+
+
+@rows
+@pytest.mark.parametrize(
+    "tree",
+    [{}, {"a": None}, (), {"a": {}, "layer": {"kernel": np.ones((0, 4), np.float32), "bias": np.ones(0, np.float32)}}],
+    ids=["empty", "none", "tuple", "zero size"],
+)
+def test_trees_without_numbers(row, tree):
+    tx = TABLE[row]
+    tree = jax.tree.map(jnp.asarray, tree)
+    state = jax.eval_shape(tx.init, tree)
+    updates, after = jax.eval_shape(tx.update, tree, state, tree)
+    assert signature(updates) == signature(jax.eval_shape(lambda: tree)) and signature(after) == signature(state)
+    if not any(word in row for word in OPTAX_STATE):
+        assert all(x.size for x in jax.tree.leaves(state))
+
+
+@rows
+def test_no_empty_arrays_in_the_state(row, params):
+    assert all(x.size for x in jax.tree.leaves(jax.eval_shape(TABLE[row].init, params)))
+
+
+@rows
+def test_masked(row, params, gradients):
+    mask = {"embedding": {"table": False}, "layer": {"kernel": True, "bias": True}}
+    tx = optax.masked(TABLE[row], mask)
+    abstract = jax.eval_shape(lambda g, p: tx.update(g, tx.init(p), p)[0], gradients, params)
+    assert jax.tree.structure(abstract) == jax.tree.structure(params)
+    # Arrays of the excluded leaf appear nowhere in the state (no other leaf has an axis of 7).
+    assert all(7 not in x.shape for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+
+
+@rows
+def test_none_leaves_pass(row, params, gradients):
+    tx = TABLE[row]
+    params, gradients = params | {"absent": None}, gradients | {"absent": None}
+    updates = jax.eval_shape(lambda g, p: tx.update(g, tx.init(p), p)[0], gradients, params)
+    assert updates["absent"] is None
+
+
+@pytest.mark.parametrize("row", ["scale_by_celo2", "normalize_rms rolling", "guard_updates"])
+def test_vmap_over_runs(row, params, gradients):
+    tx = TABLE[row]
+    double = lambda tree: jax.tree.map(lambda x: jnp.stack([x, 2 * x]), tree)
+    params, gradients = double(params), double(gradients)
+    gradients["layer"]["bias"] = gradients["layer"]["bias"].at[1].set(0.0)  # a branch taken by one of the two
+    state = jax.vmap(tx.init)(params)
+    together = jax.jit(jax.vmap(tx.update))(gradients, state, params)
+    for i in range(2):
+        one = update(row, *jax.tree.map(lambda x: x[i], (gradients, state, params)))  # noqa: B023
+        assert_trees_close(jax.tree.map(lambda x: x[i], together), one, 1e-4)  # noqa: B023
+
+
+@presets
+def test_multi_steps(name, params, gradients):
+    tx = TABLE[f"preset {name}"]
+    every_second = optax.MultiSteps(tx, 2)
+    step = jax.jit(every_second.update)
+    state = every_second.init(params)
+    first, state = step(gradients, state, params)
+    assert not any(np.any(u) for u in jax.tree.leaves(first))
+    before = signature(state)
+    second, state = step(gradients, state, params)
+    assert signature(state) == before
+    assert_trees_close(second, update(f"preset {name}", gradients, tx.init(params), params)[0], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [*((name, {}) for name in PRESETS), *((name, {"total_steps": 10, "schedule": "linear"}) for name in PRESETS[::4])],
+)
+def test_inject_hyperparams(name, run, params, gradients):
+    weights = {"weights": TINY} if "celo2" in name else {}
+    build = optax.inject_hyperparams(harness.build, static_args=harness.STATIC_ARGS)
+    tx = build(name, learning_rate=0.01, weight_decay=0.1, warmup=0, **run, **weights)
+    state = tx.init(params)
+    assert set(state.hyperparams) >= {"learning_rate", "weight_decay"}
+    step = jax.jit(tx.update)
+    updates, _ = step(gradients, state, params)
+    plain = TABLE[f"preset {name}"]
+    # Newton-Schulz stretches rounding: another learning rate type, another fusion.
+    assert_trees_close(updates, update(f"preset {name}", gradients, plain.init(params), params)[0], 1e-4)
+    state.hyperparams["learning_rate"] = jnp.asarray(0.02)
+    doubled, _ = step(gradients, state, params)
+    assert_trees_close(doubled, jax.tree.map(lambda u: 2 * u, updates), 1e-5)
+
+
+def test_inject_hyperparams_without_static_arguments(params):
+    build = optax.inject_hyperparams(harness.build)
+    jax.eval_shape(build("adamw", learning_rate=0.01).init, params)
+    with pytest.raises(ValueError, match="static_args=harness.STATIC_ARGS"):
+        build("adamw", learning_rate=0.01, total_steps=10).init(params)
+
+
+@pytest.mark.parametrize("name", ["celo2_ortho", "adamw"])
+def test_a_schedule_equals_its_number(name, params, gradients):
+    as_number, as_schedule = TABLE[f"preset {name}"], preset(name, lambda count: 0.01, weight_decay=lambda count: 0.1)
+    state, other = as_number.init(params), as_schedule.init(params)
+    for _ in range(2):
+        updates, state = jitted(as_number)(gradients, state, params)
+        others, other = jitted(as_schedule)(gradients, other, params)
+        assert_trees_close(updates, others, 1e-6)
+
+
+@presets
+def test_orbax_round_trip(name, params, tmp_path):
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    state = preset(name, total_steps=10).init(params)
+    leaves, treedef = jax.tree.flatten(state)
+    state = treedef.unflatten([x + i for i, x in enumerate(leaves)])  # nothing equal to its initial value
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="orbax")
+        with checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "state", state)
+            checkpointer.wait_until_finished()
+            restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
+    assert_trees_equal(restored, state)

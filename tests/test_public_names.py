@@ -1,0 +1,78 @@
+"""What `import celo2_harness` offers, and what it leaves alone."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import celo2_harness
+from celo2_harness import blocks, harness, metatrain, routing, rule, schedules, tasks
+
+CONTRACT = [
+    "load_weights",
+    "save_weights",
+    "celo2_direction",
+    "orthogonalize",
+    "normalize_rms",
+    "scale_by_celo2",
+    "add_decayed_weights",
+    "guard_updates",
+    "label_params",
+    "describe",
+    "schedules",
+    "newton_schulz",
+    "harness",
+    "Weights",
+    "WeightsError",
+    "__version__",
+]
+HARNESS = ["build", "presets", "register_preset", "describe", "Preset", "Group", "Settings", "STATIC_ARGS"]
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_contract(name):
+    assert hasattr(celo2_harness, name)
+
+
+@pytest.mark.parametrize("name", HARNESS)
+def test_harness_contract(name):
+    assert hasattr(harness, name)
+
+
+def test_schedules():
+    assert set(schedules.SCHEDULES) >= {"constant", "linear", "warmup_cosine", "warmup_stable_decay", "inverse_sqrt"}
+    assert all(getattr(schedules, name) is schedule for name, schedule in schedules.SCHEDULES.items())
+
+
+@pytest.mark.parametrize("module", [celo2_harness, blocks, metatrain, routing, rule, tasks], ids=lambda m: m.__name__)
+def test_every_exported_name_resolves_and_is_documented(module):
+    source = inspect.getsource(module)
+    names = [line.split(" as ")[-1].strip(" ,()\n") for line in source.splitlines() if " as " in line]
+    names = [name for name in names if name.isidentifier()]
+    assert names
+    for name in names:
+        value = getattr(module, name)
+        assert not (inspect.isfunction(value) or inspect.isclass(value)) or value.__doc__, name
+
+
+def test_importing_is_light():
+    heavy = [
+        "matplotlib",
+        "orbax",
+        "tyro",
+        "sklearn",
+        "huggingface_hub",
+        "haiku",
+        "equinox",
+        "PIL",
+        "pytest",
+        "hypothesis",
+    ]
+    # rich is not listed: flax imports it.
+    program = (
+        "import sys; before = set(sys.modules); import celo2_harness;"
+        f"print([m for m in {heavy} if m in sys.modules and m not in before])"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]", out.stdout
