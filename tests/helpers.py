@@ -9,7 +9,7 @@ import numpy as np
 import celo2_harness as c2
 from celo2_harness.metatrain import MetaTrainConfig
 
-# A rule with few features and two hidden units: for tests of plumbing, where the published size only costs compile time.
+# A rule with few features and two hidden units, for tests of plumbing: the published size takes long to compile.
 TINY_CONFIG = c2.RuleConfig(
     features=("gradient", "momentum", "factored_gradient", "row_moment"), momentum_decays=(0.9,), factored_decays=(0.9,)
 )

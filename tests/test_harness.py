@@ -17,7 +17,7 @@ from celo2_harness import harness
 from celo2_harness.harness import Group, Preset
 
 PARAMS = {
-    "embedding": {"table": jnp.ones((3, 4))},
+    "embedding": {"table": jnp.ones((7, 4))},
     "layer": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)},
     "attention": {"query": {"kernel": jnp.ones((4, 2, 3))}},
 }
@@ -98,7 +98,7 @@ def test_frozen_leaves_get_no_update_and_no_state(rule):
     state = tx.init(PARAMS)
     updates, state = tx.update(PARAMS, state, PARAMS)
     assert not np.any(updates["embedding"]["table"]) and np.all(updates["layer"]["bias"] != 0)
-    assert not any(x.shape == (3, 4) for x in jax.tree.leaves(state))
+    assert not any(x.shape == (7, 4) for x in jax.tree.leaves(state))
 
 
 def test_rules_move_leaves_between_groups():
@@ -228,7 +228,7 @@ def test_describe_counts_the_bytes_of_the_real_state(name, state_dtype):
 
 
 def test_describe_shows_every_leaf():
-    table = c2.describe(PARAMS, "celo2_ortho", weight_decay=0.1, rules=[("embedding", "frozen")])
+    table = c2.describe(PARAMS, "celo2_ortho", weight_decay=0.1, rest_weight_decay=1, rules=[("embedding", "frozen")])
     lines = {line.split()[0]: line for line in table.splitlines() if line}
     assert "frozen" in lines["embedding/table"] and "none" in lines["embedding/table"]
     assert "adamw" in lines["layer/bias"] and "20" in lines["layer/bias"]

@@ -32,7 +32,7 @@ def chain(*direction, rate=RATE, decay=DECAY):
 
 
 def by_label(hidden, rest):
-    labels = lambda params: jax.tree.map(lambda l: l if l == "hidden" else "rest", c2.label_params(params))
+    labels = lambda params: jax.tree.map(lambda label: label if label == "hidden" else "rest", c2.label_params(params))
     return optax.partition({"hidden": hidden, "rest": rest}, labels)
 
 

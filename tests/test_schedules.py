@@ -41,7 +41,7 @@ def test_short_runs_start_and_finish(name, warmup, total):
     assert np.all((values >= 0) & (values <= 1))
     if name not in ("constant", "inverse_sqrt"):
         np.testing.assert_allclose(values[total:], 0, atol=1e-6)
-    if warmup == 0.0:
+    if warmup == 0.0 and name != "inverse_sqrt":  # which needs a warm-up of one step
         assert values[0] == 1
 
 

@@ -73,7 +73,10 @@ def test_refusals(whole, images, tmp_path):
         run_metatrain(dataclasses.replace(CONFIG, seed=1), images, out, resume=True)
     other = tmp_path / "images"
     other.mkdir()
-    np.savez(other / "even_8x8.npz", train_images=np.zeros((2, 8, 8), np.uint8), train_labels=np.zeros(2, int))
+    for name in ("even", "odd"):
+        np.savez(other / f"{name}_8x8.npz", train_images=np.zeros((2, 8, 8), np.uint8), train_labels=np.zeros(2, int))
+    with pytest.raises(RunError, match="made with sets = "):
+        run_metatrain(CONFIG, images, out, sets=("even",), resume=True)
     with pytest.raises(RunError, match="made with data_sha256 = "):
         run_metatrain(CONFIG, str(other), out, resume=True)
 

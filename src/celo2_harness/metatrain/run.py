@@ -148,7 +148,7 @@ def _restore(out: Path, header: dict[str, Any], like: MetaTrainState) -> tuple[M
     return state, [line for line in lines if _iteration(line) <= int(state.iteration)]
 
 
-def _iteration(line: str) -> float:
+def _iteration(line: str) -> float | int:
     """Of a line of metrics: the header comes before all, a line that a kill cut short after all."""
     try:
         return json.loads(line).get("iteration", 0)
