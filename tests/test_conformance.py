@@ -45,6 +45,9 @@ SHAPES = {"embedding": {"table": (7, 4)}, "layer": {"kernel": (4, 6), "bias": (6
 # Rows whose state is (in part) that of Optax's Adam or Muon, which keep arrays for empty leaves too.
 OPTAX_STATE = ("adam", "muon", "celo2_ortho", "schedule", "guard_updates")
 rows = pytest.mark.parametrize("row", TABLE)
+# The others differ in their directions, which have rows of their own, and compile long.
+FAST = ("celo2_ortho", "adamw")
+SOME_SLOW = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
 presets = pytest.mark.parametrize("name", PRESETS)
 
 
@@ -181,7 +184,7 @@ def test_vmap_over_runs(row, params, gradients):
         assert_trees_close(jax.tree.map(lambda x: x[i], together), one, 1e-4)  # noqa: B023
 
 
-@presets
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_multi_steps(name, params, gradients):
     tx = TABLE[f"preset {name}"]
     every_second = optax.MultiSteps(tx, 2)
@@ -195,11 +198,10 @@ def test_multi_steps(name, params, gradients):
     assert_trees_close(second, update(f"preset {name}", gradients, tx.init(params), params)[0], 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "run"),
-    [*((name, {}) for name in PRESETS), *((name, {"total_steps": 10, "schedule": "linear"}) for name in PRESETS[::4])],
-)
-def test_inject_hyperparams(name, run, params, gradients):
+@pytest.mark.parametrize("name", SOME_SLOW)
+def test_inject_hyperparams(name, params, gradients):
+    # On a schedule only where it costs little; it is the same for all presets.
+    run = {"total_steps": 10, "schedule": "linear"} if name == "adamw" else {}
     weights = {"weights": TINY} if "celo2" in name else {}
     build = optax.inject_hyperparams(harness.build, static_args=harness.STATIC_ARGS)
     tx = build(name, learning_rate=0.01, weight_decay=0.1, warmup=0, **run, **weights)

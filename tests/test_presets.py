@@ -13,12 +13,10 @@ from celo2_harness import harness
 SHAPES = {
     "embedding": {"table": (7, 6)},
     "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
-    "head": {"kernel": (6, 7)},
 }
 VIEWS = {
     "embedding": {"table": None},
     "conv": {"kernel": MuonDimensionNumbers((0, 1, 2), (3,)), "bias": None},
-    "head": {"kernel": None},
 }
 RATE, DECAY, REST_DECAY = 0.01, 0.1, 0.3
 
@@ -79,7 +77,6 @@ def test_labels_are_those_this_file_assumes():
     assert c2.label_params(params) == {
         "embedding": {"table": "embedding"},
         "conv": {"kernel": "hidden", "bias": "vector"},
-        "head": {"kernel": "head"},
     }
 
 

@@ -32,6 +32,7 @@ def scale_by_celo2(
       An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> tx = optax.chain(scale_by_celo2("celo2", orthogonalize=True), optax.scale_by_learning_rate(1e-3))
       >>> params = {"w": jnp.ones((4, 8))}
       >>> updates, _ = tx.update({"w": jnp.arange(32.0).reshape(4, 8)}, tx.init(params), params)

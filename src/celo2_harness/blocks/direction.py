@@ -87,6 +87,7 @@ def celo2_direction(
       ValueError: in `update`, when `params` is None; in `init` and `update`, when a view does not fit its leaf.
 
     Example:
+      >>> from celo2_harness import normalize_rms
       >>> tx = optax.chain(celo2_direction("celo2"), normalize_rms(), optax.scale_by_learning_rate(1e-3))
       >>> params = {"w": jnp.ones((4, 8))}
       >>> updates, state = tx.update({"w": jnp.ones((4, 8))}, tx.init(params), params)

@@ -21,6 +21,8 @@ class Config:
     """digits (scikit-learn's), or a folder of NAME_8x8.npz files."""
     sets: tuple[str, ...] = ()
     """Image sets of the folder; by default all."""
+    start_from: str | None = None
+    """Weights to begin with: a bundled name or a file; by default random ones."""
     out: Path = Path("runs/metatrain")
     """Folder of the run."""
     resume: bool = False
@@ -51,7 +53,7 @@ class Config:
     """Iterations between lines of metrics."""
 
 
-_RUN_OPTIONS = ("data", "sets", "out", "resume", "checkpoint_every", "log_every")
+_RUN_OPTIONS = ("data", "sets", "start_from", "out", "resume", "checkpoint_every", "log_every")
 
 
 def run(config: Config) -> int:

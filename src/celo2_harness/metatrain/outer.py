@@ -55,6 +55,7 @@ def outer_optimizer(config: MetaTrainConfig) -> optax.GradientTransformation:
     return optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=config.outer_weight_decay)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def init_metatrain(config: MetaTrainConfig, sets: int) -> MetaTrainState:
     """The state before the first iteration; a function of the config alone."""
     theta_key, pes_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))

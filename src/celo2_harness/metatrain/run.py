@@ -16,7 +16,7 @@ import numpy as np
 from celo2_harness._version import __version__
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.outer import MetaTrainMetrics, MetaTrainState, init_metatrain, metatrain_step
-from celo2_harness.rule import Theta, Weights, save_weights
+from celo2_harness.rule import Theta, Weights, load_weights, save_weights
 from celo2_harness.tasks.images import load_image_sets
 
 METRICS_FILE = "metrics.jsonl"
@@ -34,6 +34,7 @@ def run_metatrain(
     out: str | Path,
     *,
     sets: tuple[str, ...] = (),
+    start_from: str | None = None,
     resume: bool = False,
     checkpoint_every: int = 100,
     log_every: int = 10,
@@ -47,6 +48,7 @@ def run_metatrain(
       data: "digits", or a folder of 8x8 image sets (see `load_image_sets`).
       out: folder for `metrics.jsonl`, `checkpoint.msgpack` and `weights.celo2`.
       sets: names of the image sets; empty for all of the folder.
+      start_from: weights to begin with (see `load_weights`), of the configuration of `config`; None: random ones.
       resume: go on from the folder's checkpoint.
       checkpoint_every: iterations between checkpoints.
       log_every: iterations between lines of metrics (means over them).
@@ -64,12 +66,15 @@ def run_metatrain(
     out = Path(out)
     header = {
         "config": dataclasses.asdict(config),
+        "start_from": start_from,
         "sets": list(names),
         "data_sha256": hashlib.sha256(
             np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()
         ).hexdigest(),
     }
     state = init_metatrain(config, len(names))
+    if start_from is not None:
+        state = state._replace(theta=_start(config, start_from, state.theta))
     lines: list[str] = []
     if resume:
         state, lines = _restore(out, header, state)
@@ -112,6 +117,15 @@ def run_metatrain(
     weights = Weights(Theta(*map(np.asarray, state.theta)), config.rule, provenance)
     save_weights(out / WEIGHTS_FILE, weights)
     return weights
+
+
+def _start(config: MetaTrainConfig, source: str, like: Theta) -> Theta:
+    weights = load_weights(source, expect=config.rule)
+    if [np.shape(x) for x in weights.theta] != [x.shape for x in like]:
+        raise RunError(
+            f"start_from = {source!r}: {np.shape(weights.theta.b0)[0]} hidden units, the run has {config.hidden}."
+        )
+    return Theta(*(jax.numpy.asarray(x) for x in weights.theta))
 
 
 def _summary(iteration: int, recent: list[MetaTrainMetrics], names: tuple[str, ...]) -> dict[str, Any]:
