@@ -65,9 +65,9 @@ def test_regression(name):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the bundled weights overshoot on full-batch quadratics; better ones should pass")
-def test_parabola_with_the_bundled_weights():
-    assert solve("celo2_base", parabola, 0.02) < 0.05
+@pytest.mark.parametrize("name", ["celo2_ortho", "celo2_base"])
+def test_parabola_with_the_bundled_weights(name):
+    assert solve(name, parabola, RATES[name]) < 0.05
 
 
 @pytest.mark.slow
