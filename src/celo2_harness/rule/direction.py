@@ -38,18 +38,17 @@ def leaf_direction(
     """
     gradient = clip_gradient(gradient)
     new = update_moments(config, view, gradient, moments)
-    scales = input_scales(config, view, leaf_statistics(view, gradient, parameter, new))
     # The slowest momentum is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
     slowest = view.apply(new.mu[max(range(len(new.mu)), key=config.momentum_decays.__getitem__)])
     seen = jnp.any(slowest != 0.0, axis=view.axes, keepdims=True)
 
-    def direction(gradient: jax.Array, parameter: jax.Array, new: Moments, scales: list[jax.Array]) -> jax.Array:
+    def direction(gradient: jax.Array, parameter: jax.Array, new: Moments) -> jax.Array:
         statistics = leaf_statistics(view, gradient, parameter, new)
-        return jnp.where(seen, evaluate(theta, config, view, statistics, scales), 0.0)
+        raw = evaluate(theta, config, view, statistics, input_scales(config, view, statistics))
+        return jnp.where(seen, raw, 0.0)
 
-    # The branch also keeps XLA from fusing the accumulators into the network: on their own, each is one loop; together
-    # XLA materialises the hidden units (measured on a 512 x 2048 leaf: 11 planes of temporaries instead of 3, and
-    # more than twice the time).
-    raw = jax.lax.cond(jnp.any(seen), direction, lambda *_: jnp.zeros(view.viewed), gradient, parameter, new, scales)
+    # The branch also keeps XLA from fusing the accumulators into what reads them: then old and new ones would both be
+    # needed, and on CPU the hidden units would become planes (docs/negative-results.md).
+    raw = jax.lax.cond(jnp.any(seen), direction, lambda *_: jnp.zeros(view.viewed), gradient, parameter, new)
     rounded = jax.tree.map(lambda n, old: n.astype(old.dtype), new, moments)
     return raw, rounded

@@ -1,8 +1,8 @@
 """The features of the learned rule: a table of named groups, each a function of one leaf's statistics.
 
-A group returns its channels as arrays that broadcast to the viewed leaf. Row-only and column-only channels stay thin
-(one of their matrix axes has length one): the network never needs them at full size. To add a feature, add a function
-and a row of `FEATURES`, and name it in a `RuleConfig`.
+A channel is a product, given as its factors: arrays that broadcast to the viewed leaf. Factors that depend on the row
+or the column alone stay thin (one of their matrix axes has length one): neither the network nor the mean square of a
+channel needs them at full size. To add a feature, add a row of `FEATURES`, and name it in a `RuleConfig`.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,44 @@ ROOT_FLOOR = 1e-9  # under the inverse roots of factored moments
 RMS_FLOOR = 1e-8  # under the inverse root of the second moment
 GRADIENT_FEATURE_CLIP = 0.1
 
-Channels = tuple[Float[Array, "..."], ...]
+Planes = tuple[Float[Array, "..."], ...]  # one array per decay
+
+
+class InverseRoot(NamedTuple):
+    """The factor 1 / sqrt(of); its square needs no root, which a loop over all parameters feels."""
+
+    of: Float[Array, "..."]
+
+
+Factor = Float[Array, "..."] | InverseRoot
+Channel = tuple[Factor, ...]
+
+
+def value(factor: Factor) -> Float[Array, "..."]:
+    """The factor as an array."""
+    return jax.lax.rsqrt(factor.of) if isinstance(factor, InverseRoot) else factor
+
+
+def square(factor: Factor) -> Float[Array, "..."]:
+    """The square of the factor."""
+    return 1.0 / factor.of if isinstance(factor, InverseRoot) else jnp.square(factor)
 
 
 class LeafStatistics(NamedTuple):
     """What features may read: one leaf in its view, float32, accumulators after this step's gradient.
 
-    `row` and `col` keep the lost axis with length one. `factored_inverse_rms` is R_k C_k for matrices and
-    1 / sqrt(diag_k + 1e-9) for vectors.
+    `row` and `col` keep the lost axis with length one. `factored_inverse_rms` holds per decay the factors (R_k, C_k) of
+    matrices, (1 / sqrt(diag_k + 1e-9),) of vectors.
     """
 
     gradient: Float[Array, "..."]
     parameter: Float[Array, "..."]
-    momentum: Channels
+    momentum: Planes
     second_moment: Float[Array, "..."]
-    inverse_rms: Float[Array, "..."]
-    row: Channels
-    col: Channels
-    factored_inverse_rms: Channels
+    inverse_rms: InverseRoot
+    row: Planes
+    col: Planes
+    factored_inverse_rms: tuple[Channel, ...]
 
 
 class Feature(NamedTuple):
@@ -45,7 +65,7 @@ class Feature(NamedTuple):
 
     channels: Callable[[RuleConfig], int]
     for_vectors: bool
-    compute: Callable[[LeafStatistics], Channels]
+    compute: Callable[[LeafStatistics], tuple[Channel, ...]]
 
 
 def _one(config: RuleConfig) -> int:
@@ -65,26 +85,32 @@ def _inverse_root(x: jax.Array) -> jax.Array:
     return 1.0 / jnp.sqrt(x + RMS_FLOOR)
 
 
+def _single(planes: Planes) -> tuple[Channel, ...]:
+    return tuple((x,) for x in planes)
+
+
 FEATURES: dict[str, Feature] = {
-    "gradient": Feature(_one, True, lambda s: (s.gradient,)),
+    "gradient": Feature(_one, True, lambda s: ((s.gradient,),)),
     "clipped_gradient": Feature(
-        _one, True, lambda s: (jnp.clip(s.gradient, -GRADIENT_FEATURE_CLIP, GRADIENT_FEATURE_CLIP),)
+        _one, True, lambda s: ((jnp.clip(s.gradient, -GRADIENT_FEATURE_CLIP, GRADIENT_FEATURE_CLIP),),)
     ),
-    "parameter": Feature(_one, True, lambda s: (s.parameter,)),
-    "momentum": Feature(_per_momentum, True, lambda s: s.momentum),
-    "second_moment": Feature(_one, True, lambda s: (s.second_moment,)),
-    "momentum_over_rms": Feature(_per_momentum, True, lambda s: tuple(m * s.inverse_rms for m in s.momentum)),
-    "inverse_rms": Feature(_one, True, lambda s: (s.inverse_rms,)),
-    "factored_gradient": Feature(_per_factored, True, lambda s: tuple(s.gradient * f for f in s.factored_inverse_rms)),
-    "gradient_over_rms": Feature(_one, True, lambda s: (s.gradient * s.inverse_rms,)),
-    "row_moment": Feature(_per_factored, False, lambda s: s.row),
-    "column_moment": Feature(_per_factored, False, lambda s: s.col),
-    "inverse_row_rms": Feature(_per_factored, False, lambda s: tuple(_inverse_root(r) for r in s.row)),
-    "inverse_column_rms": Feature(_per_factored, False, lambda s: tuple(_inverse_root(c) for c in s.col)),
+    "parameter": Feature(_one, True, lambda s: ((s.parameter,),)),
+    "momentum": Feature(_per_momentum, True, lambda s: _single(s.momentum)),
+    "second_moment": Feature(_one, True, lambda s: ((s.second_moment,),)),
+    "momentum_over_rms": Feature(_per_momentum, True, lambda s: tuple((m, s.inverse_rms) for m in s.momentum)),
+    "inverse_rms": Feature(_one, True, lambda s: ((s.inverse_rms,),)),
+    "factored_gradient": Feature(
+        _per_factored, True, lambda s: tuple((*factors, s.gradient) for factors in s.factored_inverse_rms)
+    ),
+    "gradient_over_rms": Feature(_one, True, lambda s: ((s.gradient, s.inverse_rms),)),
+    "row_moment": Feature(_per_factored, False, lambda s: _single(s.row)),
+    "column_moment": Feature(_per_factored, False, lambda s: _single(s.col)),
+    "inverse_row_rms": Feature(_per_factored, False, lambda s: _single(tuple(map(_inverse_root, s.row)))),
+    "inverse_column_rms": Feature(_per_factored, False, lambda s: _single(tuple(map(_inverse_root, s.col)))),
     "factored_momentum": Feature(
         _per_momentum,
         False,
-        lambda s: tuple(m * f for m, f in zip(s.momentum, s.factored_inverse_rms, strict=True)),
+        lambda s: tuple((*factors, m) for factors, m in zip(s.factored_inverse_rms, s.momentum, strict=True)),
     ),
 }
 
@@ -99,8 +125,8 @@ def leaf_statistics(
 ) -> LeafStatistics:
     """Gathers what features read, with factored inverse roots computed at thin size."""
     nu = view.apply(moments.nu)
-    row: Channels = ()
-    col: Channels = ()
+    row: Planes = ()
+    col: Planes = ()
     if view.factored is not None:
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
@@ -108,18 +134,18 @@ def leaf_statistics(
         row = tuple(jnp.expand_dims(r, d0) for r in moments.row)
         col = tuple(jnp.expand_dims(c, d1) for c in moments.col)
         factored = tuple(
-            root(r / (jnp.mean(r, axis=d1, keepdims=True) + ROOT_FLOOR)) * root(c)
+            (root(r / (jnp.mean(r, axis=d1, keepdims=True) + ROOT_FLOOR)), root(c))
             for r, c in zip(row, col, strict=True)
         )
     else:
         assert moments.diag is not None
-        factored = tuple(jax.lax.rsqrt(view.apply(d) + ROOT_FLOOR) for d in moments.diag)
+        factored = tuple((InverseRoot(view.apply(d) + ROOT_FLOOR),) for d in moments.diag)
     return LeafStatistics(
         gradient=view.apply(gradient),
         parameter=view.apply(parameter.astype(jnp.float32)),
         momentum=tuple(view.apply(m) for m in moments.mu),
         second_moment=nu,
-        inverse_rms=jax.lax.rsqrt(nu + RMS_FLOOR),
+        inverse_rms=InverseRoot(nu + RMS_FLOOR),
         row=row,
         col=col,
         factored_inverse_rms=factored,

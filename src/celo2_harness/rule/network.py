@@ -1,10 +1,13 @@
 """The network of the learned rule, evaluated per parameter without ever holding its input planes.
 
-Two facts make that possible. The normalisation of a channel is one number per matrix, so it folds into the first
-layer's weights. And the layers are so small (eight units) that written out as sums of products they are elementwise
-arithmetic, which XLA fuses into one loop over the parameters.
+Three facts make that possible. The normalisation of a channel is one number per matrix, so it folds into the first
+layer's weights. All these numbers are sums, which one reduction with many outputs makes in a single pass. And the
+layers are so small (eight units) that written out as sums of products they are elementwise arithmetic, which XLA fuses
+into one loop over the parameters.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -12,18 +15,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from celo2_harness.rule.config import RuleConfig, Theta
-from celo2_harness.rule.features import FEATURES, LeafStatistics, channel_counts
+from celo2_harness.rule.features import FEATURES, Channel, LeafStatistics, channel_counts, square, value
 from celo2_harness.rule.view import MatrixView
 
 NORMALIZATION_FLOOR = 1e-9
 
 
-def input_channels(
-    config: RuleConfig, view: MatrixView, statistics: LeafStatistics
-) -> tuple[list[int], list[Float[Array, "..."]]]:
+def input_channels(config: RuleConfig, view: MatrixView, statistics: LeafStatistics) -> tuple[list[int], list[Channel]]:
     """The channels that this leaf has, and the rows of `w0` that they belong to."""
     rows: list[int] = []
-    channels: list[jax.Array] = []
+    channels: list[Channel] = []
     start = 0
     for name, count in zip(config.features, channel_counts(config), strict=True):
         if view.is_matrix or FEATURES[name].for_vectors:
@@ -54,12 +55,35 @@ def _dense(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> 
     return [bias[j] + sum(x * weights[i, j] for i, x in enumerate(inputs)) for j in range(bias.shape[0])]
 
 
+def _product(factors: Sequence[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.mul, factors)
+
+
 def input_scales(config: RuleConfig, view: MatrixView, statistics: LeafStatistics) -> list[Float[Array, "..."]]:
-    """1 / sqrt(mean(x^2) + 1e-9) of every channel x, one number per matrix."""
-    _, channels = input_channels(config, view, statistics)
-    return [
-        jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=view.axes, keepdims=True) + NORMALIZATION_FLOOR) for x in channels
-    ]
+    """1 / sqrt(mean(x^2) + 1e-9) of every channel x, one number per matrix.
+
+    Factors that are constant along a row leave its sum: sum_ij (r_i y_ij)^2 = sum_i r_i^2 sum_j y_ij^2. What is left
+    inside is summed for all channels in one reduction, which reads every plane once.
+    """
+    columns = view.viewed[-1]
+    means: list[jax.Array] = []
+    inside: dict[int, jax.Array] = {}
+    outside: dict[int, list[jax.Array]] = {}
+    for i, factors in enumerate(input_channels(config, view, statistics)[1]):
+        squares = list(map(square, factors))
+        along_row = [x for x in squares if x.shape[-1] == columns]
+        if along_row and jnp.broadcast_shapes(*(x.shape for x in along_row)) == view.viewed:
+            inside[i] = _product(along_row)
+            outside[i] = [x for x in squares if x.shape[-1] != columns]
+            means.append(jnp.zeros([]))  # filled below
+        else:
+            means.append(jnp.mean(_product(squares), axis=view.axes, keepdims=True))
+    zeros = (jnp.zeros([], jnp.float32),) * len(inside)
+    add = lambda x, y: tuple(map(jnp.add, x, y))
+    row_sums = jax.lax.reduce(tuple(inside.values()), zeros, add, (len(view.viewed) - 1,)) if inside else ()
+    for i, row_sum in zip(inside, row_sums, strict=True):
+        means[i] = jnp.mean(_product([row_sum[..., None] / columns, *outside[i]]), axis=view.axes, keepdims=True)
+    return [jax.lax.rsqrt(mean + NORMALIZATION_FLOOR) for mean in means]
 
 
 def evaluate(
@@ -87,8 +111,9 @@ def evaluate(
     """
     w0, b0, w1, b1, w2, b2 = map(jnp.asarray, theta)
     rows, channels = input_channels(config, view, statistics)
+    inputs = [_product(list(map(value, factors))) for factors in channels]
     folded = [[scale * w0[row, j] for j in range(b0.shape[0])] for row, scale in zip(rows, scales, strict=True)]
-    hidden = [jax.nn.relu(x) for x in _first_layer(folded, b0, channels)]
+    hidden = [jax.nn.relu(x) for x in _first_layer(folded, b0, inputs)]
     hidden = [jax.nn.relu(x) for x in _dense(w1, b1, hidden)]
     # Of the three outputs only the first is the direction; the others are kept in the file for compatibility.
     (direction,) = _dense(w2[:, :1], b2[:1], hidden)
