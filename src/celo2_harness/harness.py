@@ -26,7 +26,7 @@ from celo2_harness._types import Params, ScalarOrSchedule, Updates
 from celo2_harness.blocks import add_decayed_weights, scale_by_celo2, scale_by_shape
 from celo2_harness.blocks.views import WeightDimensionNumbers
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import Weights, load_weights
+from celo2_harness.rule import Weights, load_weights, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
 
 ENTRY_POINTS = "celo2_harness.presets"
@@ -282,6 +282,7 @@ def build(
         rate = scaled(rate, shape(int(total_steps), warmup))
     factor = recipe.rest.learning_rate_factor if rest_learning_rate_factor is None else rest_learning_rate_factor
     loaded = _load(recipe, weights)
+    state_dtype = resolve_state_dtype(state_dtype)
 
     def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
         routes = routing.route(tree, rules, strict=strict, per_head=per_head)

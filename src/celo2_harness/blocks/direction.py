@@ -8,7 +8,16 @@ import optax
 
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
-from celo2_harness.rule import Moments, RuleConfig, Theta, Weights, init_moments, leaf_direction, load_weights
+from celo2_harness.rule import (
+    Moments,
+    RuleConfig,
+    Theta,
+    Weights,
+    init_moments,
+    leaf_direction,
+    load_weights,
+    resolve_state_dtype,
+)
 
 
 class Celo2State(NamedTuple):
@@ -84,7 +93,8 @@ def celo2_direction(
 
     Raises:
       WeightsError: the weights cannot be loaded.
-      ValueError: in `update`, when `params` is None; in `init` and `update`, when a view does not fit its leaf.
+      ValueError: unknown `state_dtype`; in `update`, when `params` is None; in `init` and `update`, when a view does
+        not fit its leaf.
 
     Example:
       >>> from celo2_harness import normalize_rms
@@ -98,6 +108,7 @@ def celo2_direction(
     """
     weights = load_weights(weights)
     config = weights.config
+    state_dtype = resolve_state_dtype(state_dtype)
 
     def init_fn(params: Params) -> Celo2State:
         leaves, treedef = jax.tree.flatten(params)

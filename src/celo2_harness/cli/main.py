@@ -44,6 +44,7 @@ COMMANDS = {
     ),
     "describe": Command("celo2_harness.cli.describe", "Show where a preset sends every parameter of a model."),
     "presets": Command("celo2_harness.cli.presets", "List the presets."),
+    "bench": Command("celo2_harness.cli.bench", "Measure what an optimizer step costs."),
     "metatrain": Command("celo2_harness.cli.metatrain", "Learn a rule on small image tasks."),
     "weights": Command("celo2_harness.cli.weights", "Show what a weight file holds, or convert it."),
 }

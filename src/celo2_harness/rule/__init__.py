@@ -2,6 +2,7 @@
 
 from celo2_harness.rule.accumulators import Moments as Moments
 from celo2_harness.rule.accumulators import init_moments as init_moments
+from celo2_harness.rule.accumulators import resolve_state_dtype as resolve_state_dtype
 from celo2_harness.rule.config import CELO2_CONFIG as CELO2_CONFIG
 from celo2_harness.rule.config import Normalization as Normalization
 from celo2_harness.rule.config import RuleConfig as RuleConfig

@@ -12,6 +12,7 @@ from celo2_harness.rule.view import MatrixView
 GRADIENT_CLIP = 1000.0
 # Added to squared gradients under the factored moments, so that their inverse roots exist for a zero gradient.
 FACTORED_FLOOR = 1e-30
+STATE_DTYPES = ("float32", "bfloat16")
 
 
 class Moments(NamedTuple):
@@ -26,6 +27,19 @@ class Moments(NamedTuple):
     row: tuple[Float[Array, "..."], ...] | None
     col: tuple[Float[Array, "..."], ...] | None
     diag: tuple[Float[Array, "..."], ...] | None
+
+
+def resolve_state_dtype(dtype: Any) -> Any:
+    """The dtype of momenta and second moment, checked.
+
+    Raises:
+      ValueError: neither float32 nor bfloat16.
+    """
+    for choice in STATE_DTYPES:
+        # Comparing with a dtype raises for words that name none.
+        if dtype == choice or (not isinstance(dtype, str) and jnp.dtype(dtype) == choice):
+            return jnp.dtype(choice)
+    raise ValueError(f"state_dtype = {dtype!r}: expected one of {', '.join(STATE_DTYPES)}.")
 
 
 def init_moments(config: RuleConfig, view: MatrixView, dtype: Any = jnp.float32) -> Moments:

@@ -1,0 +1,132 @@
+"""`celo2 bench`: what optimizer steps cost, side by side in one run."""
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import optax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from celo2_harness import harness
+from celo2_harness.bench import MODEL_SHAPES, StepCost, measure_newton_schulz, measure_updates, median_ratio
+from celo2_harness.cli._setup import input_errors
+from celo2_harness.evaluate import InputError
+from celo2_harness.evaluate.records import provenance
+
+# The peers that ratios refer to: Optax's own, not our presets of the same name.
+PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "optax.adamw": lambda: optax.adamw(1e-3),
+    "optax.contrib.muon": lambda: optax.contrib.muon(1e-3),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measure what an optimizer step costs, side by side with Optax's AdamW and Muon.
+
+    "step" compiles and times the jitted update of each optimizer, gradients and state donated; "newton-schulz" times
+    the orthogonalisation of one 1024 x 4096 matrix. Calls alternate, so that noise hits all alike.
+    """
+
+    measure: tyro.conf.Positional[Literal["step", "newton-schulz"]] = "step"
+    """What to measure."""
+    model: str = "blocks"
+    """Parameters: blocks (12.6 million), blocks-1m to blocks-100m, gpt2-12, gpt2-48, or a model of `celo2 train`."""
+    preset: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--presets"])] = ()
+    """Presets beside the two of Optax; by default all."""
+    rounds: int = 10
+    """Timed calls of each."""
+    compile_only: bool = False
+    """Only compile: compile times, temporaries and state, on shapes alone. Nothing is allocated."""
+    state_dtype: str = "float32"
+    """Of the learned rule's state: float32 or bfloat16."""
+    json: Path | None = None
+    """File for the figures of every round."""
+
+
+def run(config: Config) -> int:
+    """Measures and prints a table; returns 0."""
+    if config.rounds < 1:
+        raise InputError(f"rounds = {config.rounds}: expected at least 1")
+    if config.json is not None and not config.json.parent.is_dir():
+        raise InputError(f"json: there is no folder {config.json.parent}; create it")
+    table, figures = {"step": _step, "newton-schulz": _newton_schulz}[config.measure](config)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if config.json is not None:
+        header = provenance() | {"cores": os.cpu_count(), "config": dataclasses.asdict(config) | {"json": None}}
+        config.json.write_text(json.dumps({"header": header, "figures": figures}, indent=1) + "\n", encoding="utf-8")
+        print(f"figures: {config.json}")
+    return 0
+
+
+def _step(config: Config) -> tuple[Table, dict[str, Any]]:
+    if config.model not in MODEL_SHAPES:
+        raise InputError(f"model = {config.model!r}: expected one of {', '.join(MODEL_SHAPES)}")
+    presets = config.preset or tuple(harness.presets())
+    optimizers = {name: make() for name, make in PEERS.items()}
+    with input_errors():
+        optimizers |= {name: harness.build(name, 1e-3, state_dtype=config.state_dtype) for name in presets}
+    rounds = 0 if config.compile_only else config.rounds
+    costs = measure_updates(
+        optimizers,
+        MODEL_SHAPES[config.model](),
+        rounds=rounds,
+        on_compiled=lambda name: _progress(f"compiled {name}"),
+        on_round=lambda done: _progress(f"round {done} of {rounds}"),
+    )
+    table = Table("optimizer", box=None, pad_edge=False, header_style="bold")
+    for heading in ("ms per update", "/ adamw", "/ muon", "temporaries", "state", "trace s", "compile s"):
+        table.add_column(heading, justify="right")
+    for name, cost in costs.items():
+        table.add_row(
+            name,
+            _milliseconds(cost.seconds),
+            *(_ratio(cost, costs[peer]) for peer in PEERS),
+            f"{cost.temporary_bytes / cost.parameter_bytes:.2f}x",
+            f"{cost.state_bytes / cost.parameter_bytes:.2f}x",
+            f"{cost.trace_seconds:.1f}",
+            f"{cost.compile_seconds:.1f}",
+        )
+    parameters = next(iter(costs.values())).parameter_bytes
+    table.caption = (
+        f"{config.model}, {parameters / 1e6:.1f} MB of parameters, {rounds} rounds: medians and interquartile ranges;"
+        " temporaries and state relative to the parameters"
+    )
+    table.caption_justify = "left"
+    return table, {name: cost._asdict() for name, cost in costs.items()}
+
+
+def _newton_schulz(config: Config) -> tuple[Table, dict[str, Any]]:
+    cost = measure_newton_schulz((1024, 4096), rounds=config.rounds)
+    table = Table("newton_schulz, 1024 x 4096, float32", box=None, pad_edge=False, header_style="bold")
+    for heading in ("ms", "/ optax", "relative difference"):
+        table.add_column(heading, justify="right")
+    table.add_row("optax", _milliseconds(cost.optax), "1.00", "")
+    ratio = median_ratio(cost.ours, cost.optax)
+    table.add_row("celo2_harness", _milliseconds(cost.ours), f"{ratio:.2f}", f"{cost.difference:.1e}")
+    return table, cost._asdict()
+
+
+def _ratio(cost: StepCost, peer: StepCost) -> str:
+    return f"{median_ratio(cost.seconds, peer.seconds):.2f}" if cost.seconds else "-"
+
+
+def _milliseconds(seconds: tuple[float, ...]) -> str:
+    if not seconds:
+        return "-"
+    if len(seconds) == 1:
+        return f"{1e3 * seconds[0]:.1f}"
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return f"{1e3 * median:.1f} ({1e3 * low:.1f}-{1e3 * high:.1f})"
+
+
+def _progress(message: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{message:<60}\r", end="", file=sys.stderr, flush=True)
