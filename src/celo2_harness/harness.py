@@ -26,12 +26,12 @@ from celo2_harness._types import Params, ScalarOrSchedule, Updates
 from celo2_harness.blocks import add_decayed_weights, scale_by_celo2, scale_by_shape
 from celo2_harness.blocks.views import WeightDimensionNumbers
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import Weights, load_weights, resolve_state_dtype
+from celo2_harness.rule import Weights, load_weights, resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
 
 ENTRY_POINTS = "celo2_harness.presets"
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
-STATIC_ARGS = ("total_steps", "warmup", "state_dtype")
+STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel")
 # Update RMS at which a normalised update and AdamW want the same learning rate (arXiv 2502.16982).
 ADAMW_RMS = 0.2
 
@@ -46,11 +46,13 @@ class Settings:
       weights: the learned rule; None in presets that have none.
       weight_dimension_numbers: the matrix view of every leaf, from routing.
       state_dtype: of the learned rule's state.
+      kernel: how the learned rule's network is evaluated.
     """
 
     weights: Weights | None
     weight_dimension_numbers: WeightDimensionNumbers
     state_dtype: Any
+    kernel: str = "xla"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,7 @@ def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformat
         orthogonalize,
         weight_dimension_numbers=settings.weight_dimension_numbers,
         state_dtype=settings.state_dtype,
+        kernel=settings.kernel,
     )
 
 
@@ -228,6 +231,7 @@ def build(
     strict: bool = False,
     per_head: bool = False,
     state_dtype: Any = "float32",
+    kernel: str = "xla",
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer for a whole parameter tree.
 
@@ -250,6 +254,8 @@ def build(
       strict: refuse leaves that no routing rule matches.
       per_head: one matrix per attention head.
       state_dtype: of the learned rule's momenta and second moment, float32 or bfloat16.
+      kernel: how the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
+        which is slow and meant for tests).
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; `update` needs `params`. The state is an `optax.PartitionState` with
@@ -283,10 +289,11 @@ def build(
     factor = recipe.rest.learning_rate_factor if rest_learning_rate_factor is None else rest_learning_rate_factor
     loaded = _load(recipe, weights)
     state_dtype = resolve_state_dtype(state_dtype)
+    kernel = resolve_kernel(kernel)
 
     def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
         routes = routing.route(tree, rules, strict=strict, per_head=per_head)
-        settings = Settings(loaded, _views_of(routes), state_dtype)
+        settings = Settings(loaded, _views_of(routes), state_dtype, kernel)
 
         def chain(group: Group, rate: ScalarOrSchedule, decay: ScalarOrSchedule) -> optax.GradientTransformation:
             return optax.chain(

@@ -18,6 +18,7 @@ def scale_by_celo2(
     normalization: Mode | None = None,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
+    kernel: str = "xla",
 ) -> optax.GradientTransformation:
     """`celo2_direction`, then (if asked) `orthogonalize`, then `normalize_rms`: the published scale_by_celo2.
 
@@ -27,6 +28,7 @@ def scale_by_celo2(
       normalization: mode of `normalize_rms`; None takes the one that the weights were trained with.
       weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
       state_dtype: of momenta and second moment.
+      kernel: how the network is evaluated (see `celo2_direction`).
 
     Returns:
       An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
@@ -43,7 +45,7 @@ def scale_by_celo2(
     """
     weights = load_weights(weights)
     views = weight_dimension_numbers
-    blocks = [celo2_direction(weights, weight_dimension_numbers=views, state_dtype=state_dtype)]
+    blocks = [celo2_direction(weights, weight_dimension_numbers=views, state_dtype=state_dtype, kernel=kernel)]
     if orthogonalize:
         blocks.append(orthogonalize_block(weight_dimension_numbers=views))
     mode: Any = weights.config.normalization if normalization is None else normalization

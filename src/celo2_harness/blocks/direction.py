@@ -16,6 +16,7 @@ from celo2_harness.rule import (
     init_moments,
     leaf_direction,
     load_weights,
+    resolve_kernel,
     resolve_state_dtype,
 )
 
@@ -34,7 +35,7 @@ class Celo2State(NamedTuple):
 
 
 # Leaves of one view are traced once, and run as one call each outside of jit.
-_leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2))
+_leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2, 6))
 
 _NOTHING = Moments(mu=None, nu=None, row=None, col=None, diag=None)  # type: ignore[arg-type]
 
@@ -74,6 +75,7 @@ def celo2_direction(
     *,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
+    kernel: str = "xla",
 ) -> optax.GradientTransformation:
     """The learned update direction, raw: not orthogonalised, not normalised, not scaled.
 
@@ -86,6 +88,8 @@ def celo2_direction(
         function of the updates returning one. None, or None at a leaf: the last two axes, as published.
       state_dtype: of momenta and second moment, float32 or bfloat16. Row and column moments stay float32. Updates have
         the parameter's dtype; all arithmetic is float32.
+      kernel: how the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
+        which is slow and meant for tests).
 
     Returns:
       An `optax.GradientTransformation`; `update` needs `params`. A matrix (or vector) whose gradients have all been
@@ -93,8 +97,8 @@ def celo2_direction(
 
     Raises:
       WeightsError: the weights cannot be loaded.
-      ValueError: unknown `state_dtype`; in `update`, when `params` is None; in `init` and `update`, when a view does
-        not fit its leaf.
+      ValueError: unknown `state_dtype` or `kernel`; in `update`, when `params` is None; in `init` and `update`, when a
+        view does not fit its leaf.
 
     Example:
       >>> from celo2_harness import normalize_rms
@@ -109,6 +113,7 @@ def celo2_direction(
     weights = load_weights(weights)
     config = weights.config
     state_dtype = resolve_state_dtype(state_dtype)
+    kernel = resolve_kernel(kernel)
 
     def init_fn(params: Params) -> Celo2State:
         leaves, treedef = jax.tree.flatten(params)
@@ -133,7 +138,7 @@ def celo2_direction(
         directions, moments = [], []
         for view, g, p, m in zip(views, gradients, parameters, _unpack(treedef, state), strict=True):
             if g.size:
-                d, m = _leaf_direction(theta, config, view, g, p, m)
+                d, m = _leaf_direction(theta, config, view, g, p, m, kernel)
                 g = view.invert(d).astype(p.dtype)
             directions.append(g)
             moments.append(m)

@@ -7,8 +7,23 @@ from jaxtyping import Array, Float
 from celo2_harness.rule.accumulators import Moments, clip_gradient, update_moments
 from celo2_harness.rule.config import RuleConfig, Theta
 from celo2_harness.rule.features import leaf_statistics
+from celo2_harness.rule.kernel import evaluate_in_tiles
 from celo2_harness.rule.network import evaluate, input_scales
 from celo2_harness.rule.view import MatrixView
+
+# How the network is evaluated: name -> function. All agree to rounding.
+KERNELS = {"xla": evaluate, "pallas": evaluate_in_tiles}
+
+
+def resolve_kernel(name: str) -> str:
+    """The name, checked.
+
+    Raises:
+      ValueError: not in `KERNELS`.
+    """
+    if name not in KERNELS:
+        raise ValueError(f"kernel = {name!r}: expected one of {', '.join(KERNELS)}.")
+    return name
 
 
 def leaf_direction(
@@ -18,6 +33,7 @@ def leaf_direction(
     gradient: Float[Array, "*leaf"],
     parameter: Float[Array, "*leaf"],
     moments: Moments,
+    kernel: str = "xla",
 ) -> tuple[Float[Array, "..."], Moments]:
     """Updates the accumulators with the gradient, then evaluates the network on them.
 
@@ -31,6 +47,7 @@ def leaf_direction(
       gradient: any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
       parameter: the leaf before this step.
       moments: accumulators before this step.
+      kernel: how the network is evaluated, out of `KERNELS`.
 
     Returns:
       The raw direction in the leaf's view (float32, to be subtracted), and the new accumulators in the dtypes of
@@ -44,7 +61,7 @@ def leaf_direction(
 
     def direction(gradient: jax.Array, parameter: jax.Array, new: Moments) -> jax.Array:
         statistics = leaf_statistics(view, gradient, parameter, new)
-        raw = evaluate(theta, config, view, statistics, input_scales(config, view, statistics))
+        raw = KERNELS[kernel](theta, config, view, statistics, input_scales(config, view, statistics))
         return jnp.where(seen, raw, 0.0)
 
     # The branch also keeps XLA from fusing the accumulators into what reads them: then old and new ones would both be

@@ -9,6 +9,7 @@ into one loop over the parameters.
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +35,7 @@ def input_channels(config: RuleConfig, view: MatrixView, statistics: LeafStatist
     return rows, channels
 
 
-def _first_layer(
-    weights: Sequence[Sequence[jax.Array]], bias: jax.Array, channels: Sequence[jax.Array]
-) -> list[jax.Array]:
+def _first_layer(weights: Sequence[Sequence[jax.Array]], bias: Any, channels: Sequence[jax.Array]) -> list[jax.Array]:
     """Pre-activations b_j + sum_i x_i w_ij; thin channels are summed among themselves first."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, channel in enumerate(channels):
@@ -51,8 +50,8 @@ def _first_layer(
     return units
 
 
-def _dense(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> list[jax.Array]:
-    return [bias[j] + sum(x * weights[i, j] for i, x in enumerate(inputs)) for j in range(bias.shape[0])]
+def _dense(weights: Any, bias: Any, inputs: Sequence[jax.Array], units: int) -> list[jax.Array]:
+    return [bias[j] + sum(x * weights[i, j] for i, x in enumerate(inputs)) for j in range(units)]
 
 
 def _product(factors: Sequence[jax.Array]) -> jax.Array:
@@ -109,12 +108,27 @@ def evaluate(
 
     Source: arXiv 2602.19142, section 3 and appendix; the published code for constants.
     """
-    w0, b0, w1, b1, w2, b2 = map(jnp.asarray, theta)
+    direction = network([jnp.asarray(x) for x in theta], config, view, statistics, scales)
+    return jnp.broadcast_to(direction, view.viewed)
+
+
+def network(
+    numbers: Sequence[Any],
+    config: RuleConfig,
+    view: MatrixView,
+    statistics: LeafStatistics,
+    scales: Sequence[jax.Array],
+) -> jax.Array:
+    """The arithmetic of `evaluate`, on a whole leaf or any tile of it.
+
+    `numbers` are the fields of theta, as arrays or as references to memory: they are read one by one.
+    """
+    w0, b0, w1, b1, w2, b2 = numbers
     rows, channels = input_channels(config, view, statistics)
     inputs = [_product(list(map(value, factors))) for factors in channels]
     folded = [[scale * w0[row, j] for j in range(b0.shape[0])] for row, scale in zip(rows, scales, strict=True)]
     hidden = [jax.nn.relu(x) for x in _first_layer(folded, b0, inputs)]
-    hidden = [jax.nn.relu(x) for x in _dense(w1, b1, hidden)]
+    hidden = [jax.nn.relu(x) for x in _dense(w1, b1, hidden, b1.shape[0])]
     # Of the three outputs only the first is the direction; the others are kept in the file for compatibility.
-    (direction,) = _dense(w2[:, :1], b2[:1], hidden)
-    return jnp.broadcast_to(direction, view.viewed)
+    (direction,) = _dense(w2, b2, hidden, 1)
+    return direction

@@ -1,0 +1,62 @@
+"""The Pallas kernel beside the network as XLA compiles it; without a GPU its body is interpreted."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import random_theta, relative_error
+
+import celo2_harness as c2
+from celo2_harness import harness
+from celo2_harness.rule import CELO2_CONFIG, default_view, init_moments, leaf_direction, view_from_axes
+from celo2_harness.rule.features import leaf_statistics
+from celo2_harness.rule.kernel import evaluate_in_tiles
+from celo2_harness.rule.network import input_scales
+
+THETA = c2.Theta(*map(jnp.asarray, random_theta(30, 3)))
+VIEWS = {
+    "several tiles": default_view((16, 256)),
+    "odd sizes": default_view((7, 13)),
+    "stacked": view_from_axes((3, 8, 16), 1, 2),
+    "batch axis factored": default_view((16, 4, 6)),
+    "vector": default_view((24,)),
+    "stacked vectors": view_from_axes((3, 16), (), 1),
+    "scalar": default_view(()),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_both_kernels_agree(name):
+    view, rng = VIEWS[name], np.random.default_rng(0)
+    g, p = (jnp.asarray(rng.normal(size=view.shape), jnp.float32) for _ in range(2))
+    moments = init_moments(CELO2_CONFIG, view)
+    step = functools.partial(jax.jit, static_argnums=0)(
+        lambda kernel, *arrays: leaf_direction(THETA, CELO2_CONFIG, view, *arrays, kernel)
+    )
+    wanted, new = step("xla", g, p, moments)
+    got, same = step("pallas", g, p, moments)
+    assert relative_error(got, wanted) <= 1e-5
+    jax.tree.map(np.testing.assert_array_equal, same, new)
+
+
+# Newer versions of JAX announce that Pallas will leave Triton for Mosaic.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_the_kernel_lowers_for_a_gpu():
+    # Lowering needs no GPU; it is where unsupported operations and tiles are refused.
+    view = VIEWS["several tiles"]
+    zeros = jnp.zeros(view.shape)
+
+    def direction(g, p, moments):
+        statistics = leaf_statistics(view, g, p, moments)
+        scales = input_scales(CELO2_CONFIG, view, statistics)
+        return evaluate_in_tiles(THETA, CELO2_CONFIG, view, statistics, scales, interpret=False)
+
+    traced = jax.jit(direction).trace(zeros, zeros, init_moments(CELO2_CONFIG, view))
+    assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="kernel = 'cuda': expected one of xla, pallas"):
+        harness.build("celo2_ortho", kernel="cuda")
