@@ -11,9 +11,10 @@ from helpers import random_theta, relative_error
 import celo2_harness as c2
 from celo2_harness import harness
 from celo2_harness.rule import CELO2_CONFIG, default_view, init_moments, leaf_direction, view_from_axes
+from celo2_harness.rule.channels import channel_groups, input_scales
 from celo2_harness.rule.features import leaf_statistics
-from celo2_harness.rule.kernel import evaluate_in_tiles
-from celo2_harness.rule.network import input_scales
+from celo2_harness.rule.kernel import network_in_tiles
+from celo2_harness.rule.network import first_layer
 
 THETA = c2.Theta(*map(jnp.asarray, random_theta(30, 3)))
 VIEWS = {
@@ -33,7 +34,7 @@ def test_both_kernels_agree(name):
     g, p = (jnp.asarray(rng.normal(size=view.shape), jnp.float32) for _ in range(2))
     moments = init_moments(CELO2_CONFIG, view)
     step = functools.partial(jax.jit, static_argnums=0)(
-        lambda kernel, *arrays: leaf_direction(THETA, CELO2_CONFIG, view, *arrays, kernel)
+        lambda kernel, *arrays: leaf_direction(THETA, CELO2_CONFIG, view, *arrays, kernel)[:2]
     )
     wanted, new = step("xla", g, p, moments)
     got, same = step("pallas", g, p, moments)
@@ -49,9 +50,9 @@ def test_the_kernel_lowers_for_a_gpu():
     zeros = jnp.zeros(view.shape)
 
     def direction(g, p, moments):
-        statistics = leaf_statistics(view, g, p, moments)
-        scales = input_scales(CELO2_CONFIG, view, statistics)
-        return evaluate_in_tiles(THETA, CELO2_CONFIG, view, statistics, scales, interpret=False)
+        groups = channel_groups(CELO2_CONFIG, view, leaf_statistics(view, g, p, moments))
+        layer = first_layer(THETA, view, groups, input_scales(view, groups))
+        return network_in_tiles(view, THETA, layer, groups[0], interpret=False)
 
     traced = jax.jit(direction).trace(zeros, zeros, init_moments(CELO2_CONFIG, view))
     assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -70,6 +70,8 @@ def add_decayed_weights(
                 " the parameters; pass the tree that you will apply the updates to."
             )
         rate = weight_decay
+        if isinstance(rate, (int, float)) and rate == 0:
+            return updates, state  # the parameters need not be read
         if callable(weight_decay):
             rate = weight_decay(state.count)
             state = optax.ScaleByScheduleState(optax.safe_increment(state.count))

@@ -135,10 +135,11 @@ def celo2_direction(
         gradients, treedef = jax.tree.flatten(updates)
         parameters = treedef.flatten_up_to(params)
         views = leaf_views(updates, weight_dimension_numbers)
-        directions, moments = [], []
+        directions, moments, done = [], [], jnp.zeros([])
         for view, g, p, m in zip(views, gradients, parameters, _unpack(treedef, state), strict=True):
             if g.size:
-                d, m = _leaf_direction(theta, config, view, g, p, m, kernel)
+                # One leaf after the other, so that their temporaries share memory.
+                d, m, done = _leaf_direction(theta, config, view, g, p, m, kernel, done)
                 g = view.invert(d).astype(p.dtype)
             directions.append(g)
             moments.append(m)

@@ -13,6 +13,10 @@ from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
 from celo2_harness.rule import newton_schulz
 from celo2_harness.rule.newton_schulz import NORM_FLOOR, resolve_coefficients
 
+# Entries of a matrix up to which matrices of one shape share a batch. Stacking saves calls, but copies the matrices,
+# and every slice out of a stack is code of its own for XLA to compile; large matrices do better alone.
+LARGEST_STACKED = 512 * 512
+
 
 def orthogonalize(
     coefficients: str | Sequence[Sequence[float]] = "quintic",
@@ -24,7 +28,7 @@ def orthogonalize(
 ) -> optax.GradientTransformation:
     """Replaces every matrix by (nearly) its closest semi-orthogonal one; vectors and scalars pass through.
 
-    Matrices of one shape are orthogonalised together as one batch, whichever leaves they come from.
+    Small matrices of one shape are orthogonalised together as one batch, whichever leaves they come from.
 
     Args:
       coefficients: "quintic" (published), "polar_express", or triples (a, b, c), one per iteration.
@@ -56,8 +60,9 @@ def orthogonalize(
         groups: dict[Any, list[int]] = {}
         for i, (leaf, view) in enumerate(zip(leaves, views, strict=True)):
             if view.is_matrix and leaf.size:
-                groups.setdefault((view.viewed[-2:], leaf.dtype), []).append(i)
-        for (matrix, _), members in groups.items():
+                alone = i if math.prod(view.viewed[-2:]) > LARGEST_STACKED else None
+                groups.setdefault((view.viewed[-2:], leaf.dtype, alone), []).append(i)
+        for (matrix, *_), members in groups.items():
             stacks = [views[i].apply(leaves[i]).reshape(-1, *matrix) for i in members]
             counts = [math.prod(views[i].viewed[:-2]) for i in members]
             x = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)

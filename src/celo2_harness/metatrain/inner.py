@@ -91,7 +91,7 @@ def _learned_update(
     config: MetaTrainConfig, theta: Theta, gradient: Array, parameter: Array, moments: Moments
 ) -> tuple[Array, Moments]:
     view = default_view(gradient.shape)
-    direction, moments = leaf_direction(theta, config.rule, view, gradient, parameter, moments)
+    direction, moments, _ = leaf_direction(theta, config.rule, view, gradient, parameter, moments)
     if config.variant == "ortho" and view.is_matrix:
         direction = newton_schulz(direction)
     if config.rule.normalization == "per_step":

@@ -1,18 +1,30 @@
 """One step of the learned rule on one leaf: gradient in, direction and new accumulators out."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from celo2_harness.rule.accumulators import Moments, clip_gradient, update_moments
+from celo2_harness.rule.channels import channel_groups, input_scales
 from celo2_harness.rule.config import RuleConfig, Theta
 from celo2_harness.rule.features import leaf_statistics
-from celo2_harness.rule.kernel import evaluate_in_tiles
-from celo2_harness.rule.network import evaluate, input_scales
+from celo2_harness.rule.kernel import network_in_tiles
+from celo2_harness.rule.network import first_layer, network
 from celo2_harness.rule.view import MatrixView
 
 # How the network is evaluated: name -> function. All agree to rounding.
-KERNELS = {"xla": evaluate, "pallas": evaluate_in_tiles}
+KERNELS = {"xla": network, "pallas": network_in_tiles}
+
+
+class LeafResult(NamedTuple):
+    """The raw direction in the leaf's view (float32, to be subtracted), the new accumulators, and a number that exists
+    only once the direction does (see `leaf_direction`)."""
+
+    direction: Float[Array, "..."]
+    moments: Moments
+    done: Float[Array, ""]
 
 
 def resolve_kernel(name: str) -> str:
@@ -34,11 +46,15 @@ def leaf_direction(
     parameter: Float[Array, "*leaf"],
     moments: Moments,
     kernel: str = "xla",
-) -> tuple[Float[Array, "..."], Moments]:
+    after: Float[Array, ""] | float = 0.0,
+) -> LeafResult:
     """Updates the accumulators with the gradient, then evaluates the network on them.
 
     A matrix (or vector) of the leaf whose gradients have all been zero so far gets direction zero: the network would
     otherwise turn its biases and the parameter feature into an update.
+
+    Leaves can be put in order: with the `done` of one leaf as the `after` of the next, a compiler has to finish the
+    first before it starts the second, and their temporaries share memory. It changes no number.
 
     Args:
       theta: the network's numbers (float32 arrays, traced ones too).
@@ -48,24 +64,29 @@ def leaf_direction(
       parameter: the leaf before this step.
       moments: accumulators before this step.
       kernel: how the network is evaluated, out of `KERNELS`.
+      after: `done` of the leaf that goes before this one.
 
     Returns:
-      The raw direction in the leaf's view (float32, to be subtracted), and the new accumulators in the dtypes of
-      `moments`.
+      A `LeafResult`; its accumulators have the dtypes of `moments`.
     """
-    gradient = clip_gradient(gradient)
+    # `done` is never negative, but no compiler knows.
+    gradient = clip_gradient(jnp.where(after < 0.0, jnp.zeros_like(gradient), gradient))
     new = update_moments(config, view, gradient, moments)
     # The slowest momentum is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
     slowest = view.apply(new.mu[max(range(len(new.mu)), key=config.momentum_decays.__getitem__)])
     seen = jnp.any(slowest != 0.0, axis=view.axes, keepdims=True)
 
-    def direction(gradient: jax.Array, parameter: jax.Array, new: Moments) -> jax.Array:
-        statistics = leaf_statistics(view, gradient, parameter, new)
-        raw = KERNELS[kernel](theta, config, view, statistics, input_scales(config, view, statistics))
-        return jnp.where(seen, raw, 0.0)
+    def direction(gradient: jax.Array, parameter: jax.Array, new: Moments) -> tuple[jax.Array, jax.Array]:
+        groups = channel_groups(config, view, leaf_statistics(view, gradient, parameter, new))
+        scales = input_scales(view, groups)
+        raw = KERNELS[kernel](view, theta, first_layer(theta, view, groups, scales), groups[0])
+        return jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
+
+    def nothing(*_: object) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(view.viewed), jnp.zeros([])
 
     # The branch also keeps XLA from fusing the accumulators into what reads them: then old and new ones would both be
     # needed, and on CPU the hidden units would become planes (docs/negative-results.md).
-    raw = jax.lax.cond(jnp.any(seen), direction, lambda *_: jnp.zeros(view.viewed), gradient, parameter, new)
+    raw, done = jax.lax.cond(jnp.any(seen), direction, nothing, gradient, parameter, new)
     rounded = jax.tree.map(lambda n, old: n.astype(old.dtype), new, moments)
-    return raw, rounded
+    return LeafResult(raw, rounded, done)

@@ -5,14 +5,16 @@ or the column alone stay thin (one of their matrix axes has length one): neither
 channel needs them at full size. To add a feature, add a row of `FEATURES`, and name it in a `RuleConfig`.
 """
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from celo2_harness.rule.accumulators import Moments
+from celo2_harness.rule.accumulators import Moments, clip
 from celo2_harness.rule.config import RuleConfig
 from celo2_harness.rule.view import MatrixView
 
@@ -24,9 +26,10 @@ Planes = tuple[Float[Array, "..."], ...]  # one array per decay
 
 
 class InverseRoot(NamedTuple):
-    """The factor 1 / sqrt(of); its square needs no root, which a loop over all parameters feels."""
+    """The factor 1 / sqrt(of + floor); its square needs no root, which a loop over all parameters feels."""
 
     of: Float[Array, "..."]
+    floor: float
 
 
 Factor = Float[Array, "..."] | InverseRoot
@@ -35,12 +38,17 @@ Channel = tuple[Factor, ...]
 
 def value(factor: Factor) -> Float[Array, "..."]:
     """The factor as an array."""
-    return jax.lax.rsqrt(factor.of) if isinstance(factor, InverseRoot) else factor
+    return jax.lax.rsqrt(factor.of + factor.floor) if isinstance(factor, InverseRoot) else factor
 
 
 def square(factor: Factor) -> Float[Array, "..."]:
     """The square of the factor."""
-    return 1.0 / factor.of if isinstance(factor, InverseRoot) else jnp.square(factor)
+    return 1.0 / (factor.of + factor.floor) if isinstance(factor, InverseRoot) else jnp.square(factor)
+
+
+def product(factors: Sequence[Factor]) -> Float[Array, "..."]:
+    """The product of factors."""
+    return functools.reduce(operator.mul, map(value, factors))
 
 
 class LeafStatistics(NamedTuple):
@@ -91,16 +99,14 @@ def _single(planes: Planes) -> tuple[Channel, ...]:
 
 FEATURES: dict[str, Feature] = {
     "gradient": Feature(_one, True, lambda s: ((s.gradient,),)),
-    "clipped_gradient": Feature(
-        _one, True, lambda s: ((jnp.clip(s.gradient, -GRADIENT_FEATURE_CLIP, GRADIENT_FEATURE_CLIP),),)
-    ),
+    "clipped_gradient": Feature(_one, True, lambda s: ((clip(s.gradient, GRADIENT_FEATURE_CLIP),),)),
     "parameter": Feature(_one, True, lambda s: ((s.parameter,),)),
     "momentum": Feature(_per_momentum, True, lambda s: _single(s.momentum)),
     "second_moment": Feature(_one, True, lambda s: ((s.second_moment,),)),
     "momentum_over_rms": Feature(_per_momentum, True, lambda s: tuple((m, s.inverse_rms) for m in s.momentum)),
     "inverse_rms": Feature(_one, True, lambda s: ((s.inverse_rms,),)),
     "factored_gradient": Feature(
-        _per_factored, True, lambda s: tuple((*factors, s.gradient) for factors in s.factored_inverse_rms)
+        _per_factored, True, lambda s: tuple((s.gradient, *factors) for factors in s.factored_inverse_rms)
     ),
     "gradient_over_rms": Feature(_one, True, lambda s: ((s.gradient, s.inverse_rms),)),
     "row_moment": Feature(_per_factored, False, lambda s: _single(s.row)),
@@ -110,7 +116,7 @@ FEATURES: dict[str, Feature] = {
     "factored_momentum": Feature(
         _per_momentum,
         False,
-        lambda s: tuple((*factors, m) for factors, m in zip(s.factored_inverse_rms, s.momentum, strict=True)),
+        lambda s: tuple((m, *factors) for m, factors in zip(s.momentum, s.factored_inverse_rms, strict=True)),
     ),
 }
 
@@ -139,13 +145,13 @@ def leaf_statistics(
         )
     else:
         assert moments.diag is not None
-        factored = tuple((InverseRoot(view.apply(d) + ROOT_FLOOR),) for d in moments.diag)
+        factored = tuple((InverseRoot(view.apply(d), ROOT_FLOOR),) for d in moments.diag)
     return LeafStatistics(
         gradient=view.apply(gradient),
         parameter=view.apply(parameter.astype(jnp.float32)),
         momentum=tuple(view.apply(m) for m in moments.mu),
         second_moment=nu,
-        inverse_rms=InverseRoot(nu + RMS_FLOOR),
+        inverse_rms=InverseRoot(nu, RMS_FLOOR),
         row=row,
         col=col,
         factored_inverse_rms=factored,

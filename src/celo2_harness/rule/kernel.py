@@ -1,11 +1,10 @@
 """The network of the learned rule as one Pallas kernel: a tile of every plane in, a tile of the direction out.
 
-XLA may or may not fuse the network into one loop; a kernel is one loop by construction. The arithmetic inside is
-`network` itself, applied to tiles, so there is nothing to keep in step.
+XLA may or may not fuse the network into one loop; a kernel is one loop by construction. The arithmetic inside is that
+of `network`, applied to tiles, so there is nothing to keep in step.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,48 +13,26 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from celo2_harness.rule.config import RuleConfig, Theta
-from celo2_harness.rule.features import RMS_FLOOR, InverseRoot, LeafStatistics
-from celo2_harness.rule.network import network
+from celo2_harness.rule.channels import ChannelGroup
+from celo2_harness.rule.config import Theta
+from celo2_harness.rule.network import FirstLayer, first_units, upper_layers
 from celo2_harness.rule.view import MatrixView
 
 TILE = (8, 128)  # at most; one tile is what a Triton program holds in registers
 
-
-def _tile(viewed: tuple[int, ...]) -> tuple[int | None, ...]:
-    """Lengths of a tile along each axis; None along batch axes. Triton wants powers of two, and nothing is padded."""
-    lengths = [math.gcd(n, limit) for n, limit in zip(viewed[-2:], TILE[-len(viewed[-2:]) :], strict=True)]
-    return (*[None] * (len(viewed) - len(lengths)), *lengths)
+Lengths = tuple[int | None, ...]
 
 
-def _block(shape: tuple[int, ...], tile: tuple[int | None, ...]) -> pl.BlockSpec:
-    """The block of an array that broadcasts against the leaf: axes of length one stay where they are."""
-    fixed = tuple(n == 1 for n in shape)
-    lengths = tuple(None if size is None else 1 if thin else size for size, thin in zip(tile, fixed, strict=True))
-    return pl.BlockSpec(lengths, lambda *ids: tuple(0 if thin else i for i, thin in zip(ids, fixed, strict=True)))
-
-
-def _whole(x: jax.Array) -> pl.BlockSpec:
-    return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
-
-
-def evaluate_in_tiles(
-    theta: Theta,
-    config: RuleConfig,
-    view: MatrixView,
-    statistics: LeafStatistics,
-    scales: Sequence[Float[Array, "..."]],
-    *,
-    interpret: bool | None = None,
+def network_in_tiles(
+    view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGroup, *, interpret: bool | None = None
 ) -> Float[Array, "..."]:
-    """What `network.evaluate` computes, as one kernel (Triton on GPUs).
+    """What `network.network` computes, as one kernel (Triton on GPUs).
 
     Args:
-      theta: the network's numbers.
-      config: names the feature groups, in the order of the rows of `theta.w0`.
       view: the leaf's view. Axes that no power of two divides get tiles of length one there: right, but slow.
-      statistics: the leaf's statistics after this step's gradient.
-      scales: what `input_scales` gives for them.
+      theta: the network's numbers, of which `w0` and `b0` are in `layer` already.
+      layer: what `first_layer` gives.
+      group: the channels of full size.
       interpret: run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
 
     Returns:
@@ -66,25 +43,52 @@ def evaluate_in_tiles(
     if interpret is None:
         interpret = jax.default_backend() != "gpu"
     tile = _tile(view.viewed)
-    # 1 / sqrt(v + eps) is made of v inside, so that it need not be a plane of its own.
-    planes, structure = jax.tree.flatten((statistics._replace(inverse_rms=None), list(scales)))
-    numbers = [jnp.asarray(x) for x in theta]
+    # A plane that is a factor of many channels is loaded once; what is no array (a floor) stays in the program.
+    factors, structure = jax.tree.flatten(group.channels)
+    planes = {id(x): x for x in factors if isinstance(x, jax.Array)}
+    numbers, number_structure = jax.tree.flatten(Theta(*map(jnp.asarray, theta)))
+    broadcast, layer_structure = jax.tree.flatten(layer)
 
     def kernel(*refs: Any) -> None:
-        *inputs, output = refs
-        weights, tiles = inputs[: len(numbers)], [ref[...] for ref in inputs[len(numbers) :]]
-        statistics, scales = structure.unflatten(tiles)
-        statistics = statistics._replace(inverse_rms=InverseRoot(statistics.second_moment + RMS_FLOOR))
-        output[...] = jnp.broadcast_to(network(weights, config, view, statistics, scales), output.shape)
+        start, end = len(numbers), len(numbers) + len(broadcast)
+        theta = number_structure.unflatten(refs[:start])
+        layer = layer_structure.unflatten(refs[start:end])
+        tiles = {key: ref[...] for key, ref in zip(planes, refs[end:-1], strict=True)}
+        output = refs[-1]
+        channels = structure.unflatten([tiles.get(id(x), x) for x in factors])
+        units = [first_units(layer, channels, j) for j in range(theta.b1.shape[0])]
+        output[...] = jnp.broadcast_to(upper_layers(theta, units), output.shape)
 
-    call: Callable[..., jax.Array] = pl.pallas_call(
+    inputs = [*broadcast, *planes.values()]
+    return pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct(view.viewed, jnp.float32),
         grid=tuple(n // (size or 1) for n, size in zip(view.viewed, tile, strict=True)),
-        in_specs=[*map(_whole, numbers), *(_block(x.shape, tile) for x in planes)],
+        in_specs=[*map(_whole, numbers), *(_block(x.shape, tile) for x in inputs)],
         out_specs=pl.BlockSpec(tile, lambda *ids: ids),
         interpret=interpret,
         compiler_params=None if interpret else triton.CompilerParams(num_warps=4),
         name="celo2_network",
-    )
-    return call(*numbers, *planes)
+    )(*numbers, *inputs)
+
+
+def _tile(viewed: tuple[int, ...]) -> Lengths:
+    """Lengths of a tile along each axis; None along batch axes. Triton wants powers of two, and nothing is padded."""
+    lengths = [math.gcd(n, limit) for n, limit in zip(viewed[-2:], TILE[-len(viewed[-2:]) :], strict=True)]
+    return (*[None] * (len(viewed) - len(lengths)), *lengths)
+
+
+def _block(shape: tuple[int, ...], tile: Lengths) -> pl.BlockSpec:
+    """The block of an array whose last axes broadcast against the leaf; axes before those are taken whole."""
+    first = len(shape) - len(tile)
+    thin = tuple(n == 1 for n in shape[first:])
+    lengths = [None if size is None else 1 if is_thin else size for size, is_thin in zip(tile, thin, strict=True)]
+
+    def index(*ids: Any) -> tuple[Any, ...]:
+        return (*[0] * first, *(0 if is_thin else i for i, is_thin in zip(ids, thin, strict=True)))
+
+    return pl.BlockSpec((*shape[:first], *lengths), index)
+
+
+def _whole(x: jax.Array) -> pl.BlockSpec:
+    return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)

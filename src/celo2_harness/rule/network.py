@@ -1,134 +1,123 @@
 """The network of the learned rule, evaluated per parameter without ever holding its input planes.
 
-Three facts make that possible. The normalisation of a channel is one number per matrix, so it folds into the first
-layer's weights. All these numbers are sums, which one reduction with many outputs makes in a single pass. And the
-layers are so small (eight units) that written out as sums of products they are elementwise arithmetic, which XLA fuses
-into one loop over the parameters.
+Two facts make that possible. The normalisation of a channel is one number per matrix, so it folds into the first
+layer's weights. And the layers are so small (eight units) that written out as sums of products they are elementwise
+arithmetic, which XLA fuses into one loop over the parameters.
 """
 
-import functools
-import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from celo2_harness.rule.config import RuleConfig, Theta
-from celo2_harness.rule.features import FEATURES, Channel, LeafStatistics, channel_counts, square, value
+from celo2_harness.rule.channels import ChannelGroup
+from celo2_harness.rule.config import Theta
+from celo2_harness.rule.features import Factor, InverseRoot, product, value
 from celo2_harness.rule.view import MatrixView
 
-NORMALIZATION_FLOOR = 1e-9
 
+class FirstLayer(NamedTuple):
+    """The first layer of one leaf, as far as it can be computed before the loop over its parameters.
 
-def input_channels(config: RuleConfig, view: MatrixView, statistics: LeafStatistics) -> tuple[list[int], list[Channel]]:
-    """The channels that this leaf has, and the rows of `w0` that they belong to."""
-    rows: list[int] = []
-    channels: list[Channel] = []
-    start = 0
-    for name, count in zip(config.features, channel_counts(config), strict=True):
-        if view.is_matrix or FEATURES[name].for_vectors:
-            rows.extend(range(start, start + count))
-            channels.extend(FEATURES[name].compute(statistics))
-        start += count
-    return rows, channels
-
-
-def _first_layer(weights: Sequence[Sequence[jax.Array]], bias: Any, channels: Sequence[jax.Array]) -> list[jax.Array]:
-    """Pre-activations b_j + sum_i x_i w_ij; thin channels are summed among themselves first."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, channel in enumerate(channels):
-        by_shape.setdefault(channel.shape, []).append(i)
-    groups = sorted(by_shape.values(), key=lambda group: channels[group[0]].size)
-    units = []
-    for j in range(bias.shape[0]):
-        total = bias[j]
-        for group in groups:
-            total = total + sum(channels[i] * weights[i][j] for i in group)
-        units.append(total)
-    return units
-
-
-def _dense(weights: Any, bias: Any, inputs: Sequence[jax.Array], units: int) -> list[jax.Array]:
-    return [bias[j] + sum(x * weights[i, j] for i, x in enumerate(inputs)) for j in range(units)]
-
-
-def _product(factors: Sequence[jax.Array]) -> jax.Array:
-    return functools.reduce(operator.mul, factors)
-
-
-def input_scales(config: RuleConfig, view: MatrixView, statistics: LeafStatistics) -> list[Float[Array, "..."]]:
-    """1 / sqrt(mean(x^2) + 1e-9) of every channel x, one number per matrix.
-
-    Factors that are constant along a row leave its sum: sum_ij (r_i y_ij)^2 = sum_i r_i^2 sum_j y_ij^2. What is left
-    inside is summed for all channels in one reduction, which reads every plane once.
+    `weights` belong to the channels of full size, their scales included; `offsets` are the bias and what the thin
+    channels add to each unit, one array per shape. Axes after the named ones broadcast to the viewed leaf.
     """
-    columns = view.viewed[-1]
-    means: list[jax.Array] = []
-    inside: dict[int, jax.Array] = {}
-    outside: dict[int, list[jax.Array]] = {}
-    for i, factors in enumerate(input_channels(config, view, statistics)[1]):
-        squares = list(map(square, factors))
-        along_row = [x for x in squares if x.shape[-1] == columns]
-        if along_row and jnp.broadcast_shapes(*(x.shape for x in along_row)) == view.viewed:
-            inside[i] = _product(along_row)
-            outside[i] = [x for x in squares if x.shape[-1] != columns]
-            means.append(jnp.zeros([]))  # filled below
-        else:
-            means.append(jnp.mean(_product(squares), axis=view.axes, keepdims=True))
-    zeros = (jnp.zeros([], jnp.float32),) * len(inside)
-    add = lambda x, y: tuple(map(jnp.add, x, y))
-    row_sums = jax.lax.reduce(tuple(inside.values()), zeros, add, (len(view.viewed) - 1,)) if inside else ()
-    for i, row_sum in zip(inside, row_sums, strict=True):
-        means[i] = jnp.mean(_product([row_sum[..., None] / columns, *outside[i]]), axis=view.axes, keepdims=True)
-    return [jax.lax.rsqrt(mean + NORMALIZATION_FLOOR) for mean in means]
+
+    weights: Float[Array, "full hidden ..."]
+    offsets: tuple[Float[Array, "hidden ..."], ...]
 
 
-def evaluate(
-    theta: Theta,
-    config: RuleConfig,
-    view: MatrixView,
-    statistics: LeafStatistics,
-    scales: Sequence[Float[Array, "..."]],
-) -> Float[Array, "..."]:
-    """The direction of every parameter of a leaf: network output 0, in the leaf's view.
-
-    Three affine layers with ReLU between them, on the channels times their scales.
+def first_layer(
+    theta: Theta, view: MatrixView, groups: Sequence[ChannelGroup], scales: Sequence[Float[Array, "..."]]
+) -> FirstLayer:
+    """Folds the scales into the weights and sums the thin channels.
 
     Args:
       theta: the network's numbers.
-      config: names the feature groups, in the order of the rows of `theta.w0`.
       view: the leaf's view.
-      statistics: the leaf's statistics after this step's gradient.
+      groups: the leaf's channels, those of full size first.
       scales: what `input_scales` gives for them.
+    """
+    ones = (1,) * len(view.viewed)
+    offsets = [jnp.reshape(theta.b0, (-1, *ones))]
+    weights = []
+    for group, scale in zip(groups, scales, strict=True):
+        rows = jnp.asarray(theta.w0)[np.array(group.rows)]
+        weights.append(scale[:, None] * rows.reshape(*rows.shape, *ones))
+    for group, thin_weights in zip(groups[1:], weights[1:], strict=True):
+        thin = jnp.stack([jnp.broadcast_to(product(factors), group.shape) for factors in group.channels])
+        # Reversed twice: XLA's CPU library takes whatever follows a sum along, here all of the first layer, but not
+        # reversals; and what is summed outside of the loop over the parameters stays outside.
+        terms = jnp.flip(thin_weights, 1) * thin[:, None]
+        offsets.append(jnp.flip(jnp.sum(terms, axis=0), 0))
+    return FirstLayer(weights[0], tuple(offsets))
+
+
+def network(view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGroup) -> Float[Array, "..."]:
+    """Output 0 of the network: the direction.
+
+    h1 = relu(x W0 + b0),  h2 = relu(h1 W1 + b1),  d = h2 w2 + b2, with x the normalised channels.
+
+    Args:
+      view: the leaf's view.
+      theta: the network's numbers, of which `w0` and `b0` are in `layer` already.
+      layer: what `first_layer` gives.
+      group: the channels of full size.
 
     Returns:
       float32 array of the viewed shape.
 
     Source: arXiv 2602.19142, section 3 and appendix; the published code for constants.
     """
-    direction = network([jnp.asarray(x) for x in theta], config, view, statistics, scales)
-    return jnp.broadcast_to(direction, view.viewed)
+    theta = Theta(*map(jnp.asarray, theta))
+    # All units at once, on a new first axis: a sixth of the operations that XLA has to compile. It still evaluates
+    # every unit once per parameter, inside the one loop.
+    parts = first_units(layer, group.channels, ...)
+    units = [[(root, part[j]) for root, part in parts] for j in range(layer.weights.shape[1])]
+    return jnp.broadcast_to(upper_layers(theta, units), view.viewed)
 
 
-def network(
-    numbers: Sequence[Any],
-    config: RuleConfig,
-    view: MatrixView,
-    statistics: LeafStatistics,
-    scales: Sequence[jax.Array],
-) -> jax.Array:
-    """The arithmetic of `evaluate`, on a whole leaf or any tile of it.
+# An inverse root (None: none) and what it multiplies.
+Part = tuple[InverseRoot | None, Array]
 
-    `numbers` are the fields of theta, as arrays or as references to memory: they are read one by one.
+
+def first_units(layer: FirstLayer, channels: Sequence[Sequence[Factor]], unit: Any) -> list[Part]:
+    """Pre-activations of the first layer, in parts: channels that share an inverse root are summed before it applies.
+
+    Args:
+      layer: the first layer; its arrays may be references to memory, they are read one by one.
+      channels: of full size, on a whole leaf or a tile of it.
+      unit: which one; `...` for all, on a new first axis.
     """
-    w0, b0, w1, b1, w2, b2 = numbers
-    rows, channels = input_channels(config, view, statistics)
-    inputs = [_product(list(map(value, factors))) for factors in channels]
-    folded = [[scale * w0[row, j] for j in range(b0.shape[0])] for row, scale in zip(rows, scales, strict=True)]
-    hidden = [jax.nn.relu(x) for x in _first_layer(folded, b0, inputs)]
-    hidden = [jax.nn.relu(x) for x in _dense(w1, b1, hidden, b1.shape[0])]
+    plain: Any = sum(offset[unit] for offset in layer.offsets)
+    parts: dict[Any, Part] = {None: (None, plain)}
+    for i, factors in enumerate(channels):
+        root = next((factor for factor in factors if isinstance(factor, InverseRoot)), None)
+        rest = [factor for factor in factors if factor is not root]
+        weight = layer.weights[i, unit]
+        term = product(rest) * weight if rest else weight
+        key = None if root is None else id(root.of)
+        parts[key] = (root, parts[key][1] + term if key in parts else term)
+    return list(parts.values())
+
+
+def upper_layers(theta: Theta, units: Sequence[Sequence[Part]]) -> Array:
+    """The direction from the first layer's pre-activations; theta may hold references to memory."""
+    first = [_relu(sum(part if root is None else value(root) * part for root, part in parts)) for parts in units]
+    second = [_relu(_affine(theta.w1, theta.b1, first, j)) for j in range(theta.b1.shape[0])]
     # Of the three outputs only the first is the direction; the others are kept in the file for compatibility.
-    (direction,) = _dense(w2, b2, hidden, 1)
-    return direction
+    return _affine(theta.w2, theta.b2, second, 0)
+
+
+def _affine(weights: Any, bias: Any, inputs: Sequence[Array], unit: int) -> Array:
+    total = bias[unit]
+    for i, x in enumerate(inputs):
+        total = total + x * weights[i, unit]
+    return total
+
+
+def _relu(x: Any) -> Array:
+    # One instruction on a CPU; jax.nn.relu is five there, for the sake of signed zeros.
+    return jnp.where(x < 0.0, 0.0, x)

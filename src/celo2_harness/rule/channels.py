@@ -1,0 +1,95 @@
+"""The channels that one leaf has, grouped by shape, and the root mean squares that normalise them.
+
+A channel that depends on the row or the column alone stays thin: what the network needs of it is computed once per row
+or column. All mean squares of the others come from one reduction with many outputs, in a single pass over the leaf.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from celo2_harness.rule.config import RuleConfig
+from celo2_harness.rule.features import (
+    FEATURES,
+    Channel,
+    Factor,
+    InverseRoot,
+    LeafStatistics,
+    channel_counts,
+    product,
+    square,
+)
+from celo2_harness.rule.view import MatrixView
+
+NORMALIZATION_FLOOR = 1e-9
+
+
+class ChannelGroup(NamedTuple):
+    """Channels of one shape (the viewed shape, or with axes of length one) and their rows of `w0`."""
+
+    shape: tuple[int, ...]
+    rows: list[int]
+    channels: list[Channel]
+
+
+def channel_groups(config: RuleConfig, view: MatrixView, statistics: LeafStatistics) -> list[ChannelGroup]:
+    """The channels of a leaf, those at full size first.
+
+    Shapes are joined with that of the scales (one number per matrix), so that a channel without the batch axes, times
+    its scale, still has its group's shape.
+    """
+    per_matrix = view.viewed[: -len(view.axes)] + (1,) * len(view.axes)
+    found: dict[tuple[int, ...], ChannelGroup] = {view.viewed: ChannelGroup(view.viewed, [], [])}
+    row = 0
+    for name, count in zip(config.features, channel_counts(config), strict=True):
+        if view.is_matrix or FEATURES[name].for_vectors:
+            for offset, factors in enumerate(FEATURES[name].compute(statistics)):
+                shape = jnp.broadcast_shapes(per_matrix, *(_shape(factor) for factor in factors))
+                group = found.setdefault(shape, ChannelGroup(shape, [], []))
+                group.rows.append(row + offset)
+                group.channels.append(factors)
+        row += count
+    return [group for group in found.values() if group.rows]
+
+
+def input_scales(view: MatrixView, groups: Sequence[ChannelGroup]) -> list[Float[Array, "..."]]:
+    """1 / sqrt(mean(x^2) + 1e-9) of every channel x, one number per matrix.
+
+    Factors that are constant along a row leave its sum: sum_ij (r_i y_ij)^2 = sum_i r_i^2 sum_j y_ij^2. What is left
+    inside is summed for all channels in one reduction, which reads every plane once.
+
+    Args:
+      view: the leaf's view.
+      groups: what `channel_groups` gives.
+
+    Returns:
+      Per group an array whose first axis is the channel, then the batch axes, then ones.
+    """
+    scales = []
+    for group in groups:
+        squares = [list(map(square, factors)) for factors in group.channels]
+        if group.shape == view.viewed:
+            means = jnp.stack(_row_sums(view, squares)) / view.viewed[-1]
+        else:
+            means = jnp.stack([jnp.broadcast_to(product(factors), group.shape) for factors in squares])
+        means = jnp.mean(means, axis=view.axes, keepdims=True)
+        scales.append(jax.lax.rsqrt(means + NORMALIZATION_FLOOR))
+    return scales
+
+
+def _row_sums(view: MatrixView, squares: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
+    """The sum along the last axis of every product of squares; that axis keeps length one."""
+    columns = view.viewed[-1]
+    inside = [product([x for x in factors if x.shape[-1] == columns]) for factors in squares]
+    inside = tuple(jnp.broadcast_to(x, view.viewed) for x in inside)
+    zeros = (jnp.zeros([], jnp.float32),) * len(inside)
+    sums = jax.lax.reduce(inside, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (len(view.viewed) - 1,))
+    outside = [[x for x in factors if x.shape[-1] != columns] for factors in squares]
+    return [product([row[..., None], *factors]) for row, factors in zip(sums, outside, strict=True)]
+
+
+def _shape(factor: Factor) -> tuple[int, ...]:
+    return (factor.of if isinstance(factor, InverseRoot) else factor).shape
