@@ -86,15 +86,15 @@ def update_moments(config: RuleConfig, view: MatrixView, gradient: Float[Array, 
     def averages(old: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(average(decay, o, new) for decay, o in zip(config.factored_decays, old, strict=True))
 
-    # Written three times on purpose: XLA's CPU library squares while it sums, but a square that others use as well is
-    # stored first, as one more plane.
+    # The square is written three times, each time differently: XLA's CPU library squares while it sums, but a square
+    # that is used twice is stored first, as one more plane.
     row = col = diag = None
     if view.factored is not None:
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
         viewed = view.apply(gradient)
         row = averages(moments.row, jnp.mean(jnp.square(viewed), axis=d0) + FACTORED_FLOOR)
-        col = averages(moments.col, jnp.mean(jnp.square(jnp.abs(viewed)), axis=d1) + FACTORED_FLOOR)
+        col = averages(moments.col, FACTORED_FLOOR - jnp.mean(viewed * -viewed, axis=d1))
     else:
         assert moments.diag is not None
         diag = averages(moments.diag, jnp.square(gradient) + FACTORED_FLOOR)
