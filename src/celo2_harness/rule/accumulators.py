@@ -93,7 +93,7 @@ def update_moments(config: RuleConfig, view: MatrixView, gradient: Float[Array, 
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
         viewed = view.apply(gradient)
-        row = averages(moments.row, jnp.mean(jnp.square(viewed), axis=d0) + FACTORED_FLOOR)
+        row = averages(moments.row, jnp.squeeze(mean_square(view, gradient), d0) + FACTORED_FLOOR)
         col = averages(moments.col, FACTORED_FLOOR - jnp.mean(viewed * -viewed, axis=d1))
     else:
         assert moments.diag is not None
@@ -102,3 +102,9 @@ def update_moments(config: RuleConfig, view: MatrixView, gradient: Float[Array, 
     nu = config.second_moment_decay * moments.nu.astype(jnp.float32)
     nu = nu + (1.0 - config.second_moment_decay) * gradient * gradient
     return Moments(mu, nu, row, col, diag)
+
+
+def mean_square(view: MatrixView, gradient: Float[Array, "*leaf"]) -> Float[Array, "..."]:
+    """The mean of g^2 over the larger factored axis, which keeps length one, in the leaf's view (matrices only)."""
+    assert view.factored is not None
+    return jnp.mean(jnp.square(view.apply(gradient)), axis=view.factored[1], keepdims=True)

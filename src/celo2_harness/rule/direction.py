@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from celo2_harness.rule.accumulators import Moments, clip_gradient, update_moments
+from celo2_harness.rule.accumulators import Moments, clip_gradient, mean_square, update_moments
 from celo2_harness.rule.channels import channel_groups, input_scales
 from celo2_harness.rule.config import RuleConfig, Theta
 from celo2_harness.rule.features import leaf_statistics
@@ -72,16 +72,13 @@ def leaf_direction(
     # `done` is never negative, but no compiler knows.
     gradient = clip_gradient(jnp.where(after < 0.0, jnp.zeros_like(gradient), gradient))
     new = update_moments(config, view, gradient, moments)
-    # The slowest momentum is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
-    slowest = view.apply(new.mu[max(range(len(new.mu)), key=config.momentum_decays.__getitem__)])
-    # A sum costs a third of jnp.any on a CPU.
-    seen = jnp.sum(jnp.abs(slowest), axis=view.axes, keepdims=True) > 0.0
+    seen = _seen(config, view, gradient, new)
 
     def direction(gradient: jax.Array, parameter: jax.Array, new: Moments) -> tuple[jax.Array, jax.Array]:
         groups = channel_groups(config, view, leaf_statistics(view, gradient, parameter, new))
         scales = input_scales(view, groups)
         raw = KERNELS[kernel](view, theta, first_layer(theta, view, groups, scales), groups[0])
-        return jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
+        return raw if seen.size == 1 else jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
 
     def nothing(*_: object) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros(view.viewed), jnp.zeros([])
@@ -91,3 +88,19 @@ def leaf_direction(
     raw, done = jax.lax.cond(jnp.any(seen), direction, nothing, gradient, parameter, new)
     rounded = jax.tree.map(lambda n, old: n.astype(old.dtype), new, moments)
     return LeafResult(raw, rounded, done)
+
+
+def _seen(config: RuleConfig, view: MatrixView, gradient: Array, new: Moments) -> Array:
+    """Whether each matrix (or vector) has had a gradient: one truth value per matrix."""
+
+    def any_momentum(momentum: Array) -> Array:
+        # A sum costs a third of jnp.any on a CPU.
+        return jnp.sum(jnp.abs(view.apply(momentum)), axis=view.axes, keepdims=True) > 0.0
+
+    # The slowest momentum is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
+    slowest = new.mu[max(range(len(new.mu)), key=config.momentum_decays.__getitem__)]
+    if view.factored is None or view.factored[1] < len(view.viewed) - 2:
+        return any_momentum(slowest)
+    # Nearly always this step's gradient is enough, whose mean squares the factored moments have asked for already.
+    now = jnp.sum(mean_square(view, gradient), axis=view.axes, keepdims=True) > 0.0
+    return jax.lax.cond(jnp.all(now), lambda momentum: now, any_momentum, slowest)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from celo2_harness.rule.channels import ChannelGroup
 from celo2_harness.rule.config import Theta
-from celo2_harness.rule.features import Factor, InverseRoot, product, value
+from celo2_harness.rule.features import Channel, InverseRoot, product, value
 from celo2_harness.rule.view import MatrixView
 
 
@@ -83,7 +83,7 @@ def network(view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGro
 Part = tuple[InverseRoot | None, Array]
 
 
-def first_units(layer: FirstLayer, channels: Sequence[Sequence[Factor]], unit: Any) -> list[Part]:
+def first_units(layer: FirstLayer, channels: Sequence[Channel], unit: Any) -> list[Part]:
     """Pre-activations of the first layer, in parts: channels that share an inverse root are summed before it applies.
 
     Args:
@@ -95,8 +95,10 @@ def first_units(layer: FirstLayer, channels: Sequence[Sequence[Factor]], unit: A
     parts: dict[Any, Part] = {None: (None, plain)}
     for i, factors in enumerate(channels):
         root = next((factor for factor in factors if isinstance(factor, InverseRoot)), None)
-        rest = [factor for factor in factors if factor is not root]
-        weight = layer.weights[i, unit]
+        rest: list[Any] = [factor for factor in factors if factor is not root]
+        # What is constant along a row goes to the weight, out of the loop over the row.
+        weight = product([layer.weights[i, unit], *(x for x in rest if x.shape[-1] == 1)])
+        rest = [x for x in rest if x.shape[-1] != 1]
         term = product(rest) * weight if rest else weight
         key = None if root is None else id(root.of)
         parts[key] = (root, parts[key][1] + term if key in parts else term)
