@@ -55,6 +55,20 @@ def test_bad_entries_never_enter_the_state(bad, counts_as, params, key):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(got))
 
 
+def test_a_dead_slice_along_the_largest_axis_gets_nothing(key):
+    # In the published view the largest axis carries factored moments even where it is a batch axis.
+    params = {"w": jax.random.normal(key, (9, 2, 3))}
+    gradient = {"w": params["w"].at[4].set(0.0)}
+    updates, _ = jitted(TX)(gradient, TX.init(params), params)
+    assert not np.any(updates["w"][4]) and np.all(np.any(np.delete(updates["w"], 4, 0), axis=(1, 2)))
+
+
+def test_gradients_whose_squares_vanish_count_as_gradients():
+    params = {"w": jnp.ones((2, 3))}
+    updates, _ = jitted(TX)({"w": jnp.full((2, 3), 1e-30)}, TX.init(params), params)
+    assert np.any(updates["w"])
+
+
 def test_all_nan_is_all_zero(params):
     nan = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
     updates, state = jitted(TX)(nan, TX.init(params), params)

@@ -2,15 +2,21 @@
 
 from celo2_harness.bench.models import MODEL_SHAPES
 from celo2_harness.bench.newton_schulz import NewtonSchulzCost, measure_newton_schulz
+from celo2_harness.bench.plan import Plan, plan_update
 from celo2_harness.bench.step import StepCost, measure_updates
 from celo2_harness.bench.timing import interleave, median_ratio
+from celo2_harness.bench.training import GRADIENT, measure_training
 
 __all__ = [
+    "GRADIENT",
     "MODEL_SHAPES",
     "NewtonSchulzCost",
+    "Plan",
     "StepCost",
     "interleave",
     "measure_newton_schulz",
+    "measure_training",
     "measure_updates",
     "median_ratio",
+    "plan_update",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -9,16 +10,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import optax
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from celo2_harness import harness
-from celo2_harness.bench import MODEL_SHAPES, StepCost, measure_newton_schulz, measure_updates, median_ratio
-from celo2_harness.cli._setup import input_errors
+from celo2_harness.bench import (
+    GRADIENT,
+    MODEL_SHAPES,
+    Plan,
+    StepCost,
+    measure_newton_schulz,
+    measure_training,
+    measure_updates,
+    median_ratio,
+    plan_update,
+)
+from celo2_harness.cli._setup import input_errors, make_task
 from celo2_harness.evaluate import InputError
 from celo2_harness.evaluate.records import provenance
+from celo2_harness.tasks import MODELS
 
 # The peers that ratios refer to: Optax's own, not our presets of the same name.
 PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -32,10 +45,12 @@ class Config:
     """Measure what an optimizer step costs, side by side with Optax's AdamW and Muon.
 
     "step" compiles and times the jitted update of each optimizer, gradients and state donated; "newton-schulz" times
-    the orthogonalisation of one 1024 x 4096 matrix. Calls alternate, so that noise hits all alike.
+    the orthogonalisation of one 1024 x 4096 matrix; "training" times whole training steps of a language model and the
+    optimizer's share of them. Calls alternate, so that noise hits all alike. "plan" allocates nothing: it prints what
+    parameters, gradients, state and temporaries take on each device of a mesh.
     """
 
-    measure: tyro.conf.Positional[Literal["step", "newton-schulz"]] = "step"
+    measure: tyro.conf.Positional[Literal["step", "newton-schulz", "training", "plan"]] = "step"
     """What to measure."""
     model: str = "blocks"
     """Parameters: blocks (12.6 million), blocks-1m to blocks-100m, gpt2-12, gpt2-48, or a model of `celo2 train`."""
@@ -47,6 +62,12 @@ class Config:
     """Only compile: compile times, temporaries and state, on shapes alone. Nothing is allocated."""
     state_dtype: str = "float32"
     """Of the learned rule's state: float32 or bfloat16."""
+    kernel: str = "xla"
+    """How the learned rule's network is evaluated: xla or pallas."""
+    batch: int = 16
+    """Windows per training step ("training")."""
+    mesh: str = "fsdp=1"
+    """Lengths of mesh axes ("plan"), for example data=2,fsdp=4: leaves are split over fsdp, repeated over data."""
     json: Path | None = None
     """File for the figures of every round."""
 
@@ -57,7 +78,8 @@ def run(config: Config) -> int:
         raise InputError(f"rounds = {config.rounds}: expected at least 1")
     if config.json is not None and not config.json.parent.is_dir():
         raise InputError(f"json: there is no folder {config.json.parent}; create it")
-    table, figures = {"step": _step, "newton-schulz": _newton_schulz}[config.measure](config)
+    measures = {"step": _step, "newton-schulz": _newton_schulz, "training": _training, "plan": _plan}
+    table, figures = measures[config.measure](config)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if config.json is not None:
         header = provenance() | {"cores": os.cpu_count(), "config": dataclasses.asdict(config) | {"json": None}}
@@ -69,10 +91,7 @@ def run(config: Config) -> int:
 def _step(config: Config) -> tuple[Table, dict[str, Any]]:
     if config.model not in MODEL_SHAPES:
         raise InputError(f"model = {config.model!r}: expected one of {', '.join(MODEL_SHAPES)}")
-    presets = config.preset or tuple(harness.presets())
-    optimizers = {name: make() for name, make in PEERS.items()}
-    with input_errors():
-        optimizers |= {name: harness.build(name, 1e-3, state_dtype=config.state_dtype) for name in presets}
+    optimizers = _optimizers(config)
     rounds = 0 if config.compile_only else config.rounds
     costs = measure_updates(
         optimizers,
@@ -112,6 +131,65 @@ def _newton_schulz(config: Config) -> tuple[Table, dict[str, Any]]:
     ratio = median_ratio(cost.ours, cost.optax)
     table.add_row("celo2_harness", _milliseconds(cost.ours), f"{ratio:.2f}", f"{cost.difference:.1e}")
     return table, cost._asdict()
+
+
+def _training(config: Config) -> tuple[Table, dict[str, Any]]:
+    model = config.model if config.model in MODELS else "nano"
+    task = make_task(None, model, None, config.batch, "float32", "float32")
+    times = measure_training(
+        task,
+        _optimizers(config),
+        rounds=config.rounds,
+        on_round=lambda done: _progress(f"round {done} of {config.rounds}"),
+    )
+    table = Table("optimizer", box=None, pad_edge=False, header_style="bold")
+    for heading in ("ms per step", "optimizer's share"):
+        table.add_column(heading, justify="right")
+    for name, seconds in times.items():
+        share = 1.0 - median_ratio(times[GRADIENT], seconds)
+        table.add_row(name, _milliseconds(seconds), "" if name == GRADIENT else f"{100 * max(0.0, share):.0f}%")
+    table.caption = f"{model}, {task.tokens_per_batch} bytes a step, {config.rounds} rounds"
+    table.caption_justify = "left"
+    return table, times
+
+
+def _plan(config: Config) -> tuple[Table, dict[str, Any]]:
+    if config.model not in MODEL_SHAPES:
+        raise InputError(f"model = {config.model!r}: expected one of {', '.join(MODEL_SHAPES)}")
+    mesh = _mesh(config.mesh)
+    places = math.prod(mesh.values())
+    if places > 1:
+        jax.config.update("jax_num_cpu_devices", places)
+    shapes = MODEL_SHAPES[config.model]()
+    table = Table("MB per device", box=None, pad_edge=False, header_style="bold")
+    for heading in (*Plan._fields, "total"):
+        table.add_column(heading, justify="right")
+    plans = {}
+    for name, tx in _optimizers(config).items():
+        plan = plans[name] = plan_update(tx, shapes, mesh)
+        table.add_row(name, *(f"{x / 1e6:.1f}" for x in (*plan, plan.total)))
+        _progress(f"planned {name}")
+    table.caption = f"{config.model} on a mesh of {config.mesh}; temporaries as XLA plans them on CPU"
+    table.caption_justify = "left"
+    return table, {name: plan._asdict() for name, plan in plans.items()}
+
+
+def _mesh(text: str) -> dict[str, int]:
+    mesh = {}
+    for part in text.split(","):
+        name, _, length = part.partition("=")
+        if not name.isidentifier() or not length.isdigit() or int(length) < 1 or name in mesh:
+            raise InputError(f"mesh = {text!r}: expected lengths of axes, such as data=2,fsdp=4")
+        mesh[name] = int(length)
+    return mesh
+
+
+def _optimizers(config: Config) -> dict[str, optax.GradientTransformation]:
+    optimizers = {name: make() for name, make in PEERS.items()}
+    with input_errors():
+        for name in config.preset or tuple(harness.presets()):
+            optimizers[name] = harness.build(name, 1e-3, state_dtype=config.state_dtype, kernel=config.kernel)
+    return optimizers
 
 
 def _ratio(cost: StepCost, peer: StepCost) -> str:
