@@ -55,6 +55,8 @@ class Config:
     """Weight decay."""
     weights: str | None = None
     """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
+    state_dtype: str = "float32"
+    """Of the learned rule's state: float32 or bfloat16."""
     dtype: str = "float32"
     """What the model computes in: float32 or bfloat16."""
     param_dtype: str = "float32"
@@ -116,6 +118,7 @@ def _contenders(config: Config) -> list[Contender]:
                 "schedule": config.schedule,
                 "warmup": config.warmup,
                 "weights": config.weights,
+                "state_dtype": config.state_dtype,
             }
             contenders.append(Contender(preset, rate, make_optimizer(**arguments), arguments))
     return contenders
