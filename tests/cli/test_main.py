@@ -64,7 +64,10 @@ def folder(tmp_path):
         ("compare --text {}/none", "text: there is no file {}/none"),
         ("data prepare {}/none", "data = '{}/none': there is no such folder or file. Expected one of: 'digits'; "),
         ("data prepare {}/sub", "data = '{}/sub': it holds none of these"),
-        ("data prepare {}/short", "{}/short: not an IDX file of images: it starts with 73 68 6f 72, expected 00 00 08 03"),
+        (
+            "data prepare {}/short",
+            "{}/short: not an IDX file of images: it starts with 73 68 6f 72, ",
+        ),
         ("data prepare digits --out {}/empty/out", "[Errno 20] Not a directory: '{}/empty/out'"),
         ("data", "there is no command 'data'; expected one of "),
         ("unknown", "there is no command 'unknown'; expected one of "),

@@ -33,7 +33,6 @@ def prepare_image_sets(
     """
     source = PREFIX + source if source in KNOWN else source
     readers = find_sets(source)
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, read in readers.items():
         parts = {part: pair for part in ("train", "test") if (pair := read(part)) is not None}
@@ -41,6 +40,7 @@ def prepare_image_sets(
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
         path = folder / f"{name}{SUFFIX}"
+        folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, content.getvalue())
         written.append(path)
         on_file(path, {part: len(pair.labels) for part, pair in parts.items()})
