@@ -11,6 +11,7 @@ import pytest
 from helpers import META_IMAGES, META_LABELS, TINY, assert_trees_equal
 
 import celo2_harness as c2
+from celo2_harness._runs import lock_folder
 from celo2_harness.cli import metatrain
 from celo2_harness.cli.main import main
 
@@ -131,6 +132,13 @@ def test_wrong_input_is_one_line_and_status_2(options, message, data, tmp_path, 
     assert printed.out == "" and printed.err.count("\n") == 1
     assert printed.err.startswith("celo2: error: " + message.format(tmp_path))
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_two_processes_in_one_folder(data, tmp_path, capsys):
+    with lock_folder(tmp_path):
+        assert main(["metatrain", "--data", data, *SMALL, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"celo2: error: out = '{tmp_path}': another process works in this folder (process ")
 
 
 def test_a_recipe_that_cannot_be(capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -13,7 +14,15 @@ from helpers import META_CONFIG, META_IMAGES, META_LABELS, assert_trees_equal
 
 import celo2_harness as c2
 from celo2_harness import _runs
-from celo2_harness.metatrain import Evaluation, RunError, load_portable, read_evaluations, run_metatrain, select_weights
+from celo2_harness.metatrain import (
+    Evaluation,
+    RunError,
+    checkpoints,
+    load_portable,
+    read_evaluations,
+    run_metatrain,
+    select_weights,
+)
 
 CONFIG = dataclasses.replace(META_CONFIG, iterations=4)
 EVERY = {"log_every": 1, "checkpoint_every": 1}
@@ -199,8 +208,16 @@ def test_the_portable_form_is_checked(images, tmp_path):
         go_on(dataclasses.replace(CONFIG, rule=dataclasses.replace(CONFIG.rule, second_moment_decay=0.9)))
     with pytest.raises(RunError, match="1 iterations are done, iterations = 1"):
         go_on(dataclasses.replace(CONFIG, iterations=1))
-    with pytest.raises(RunError, match="another structure than this run has"):
-        go_on(dataclasses.replace(CONFIG, outer_schedule="cosine"))
+    content = checkpoints._unpack(file)
+    other = tmp_path / "other.msgpack"
+    other.write_bytes(checkpoints._pack(content | {"state": content["state"] | {"outer": {"0": {}}}}))
+    with pytest.raises(RunError, match="other.msgpack: another structure than this run has"):
+        go_on(CONFIG, other)
+    header = json.loads(content["header"])
+    header["config"]["speed"] = 1
+    other.write_bytes(checkpoints._pack(content | {"header": json.dumps(header)}))
+    with pytest.raises(RunError, match="other.msgpack: not a configuration of this version .*speed"):
+        go_on(CONFIG, other)
     with pytest.raises(RunError, match="none: cannot be read .No such file"):
         go_on(CONFIG, tmp_path / "none")
     with pytest.raises(RunError, match="not a file of a meta-training run"):
