@@ -95,7 +95,7 @@ def plot_comparison(rows: Sequence[Row], path: Path, title: str, baseline: str =
 def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draws the meta-loss of every image set over a meta-training run: each line of metrics faint, their running mean.
 
-    A line averages over tasks of all ages and scales, so single lines jump about; means are over a fiftieth of the run.
+    A line averages over tasks of all ages and scales, so single lines jump about; means are over a twentieth of the run.
 
     Args:
         lines: The records of its metrics file after the header.
@@ -104,7 +104,7 @@ def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -
     """
     figure, axes = _axes(title, "outer iteration", "meta-loss (nats)")
     iterations = [line["iteration"] for line in lines]
-    window = max(1, len(lines) // 50)
+    window = max(1, len(lines) // 20)
     for index, name in enumerate(lines[0]["meta_loss"] if lines else ()):
         losses = [line["meta_loss"][name] for line in lines]
         color = _COLORS[index % len(_COLORS)]
