@@ -95,7 +95,7 @@ def plot_comparison(rows: Sequence[Row], path: Path, title: str, baseline: str =
 def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draws the meta-loss of every image set over a meta-training run: each line of metrics faint, their running mean.
 
-    A line averages over tasks of all ages and scales, so single lines jump about; means are over a twentieth of the run.
+    A line averages over tasks of all ages and scales, so lines jump about; the means are over a twentieth of the run.
 
     Args:
         lines: The records of its metrics file after the header.
