@@ -132,8 +132,8 @@ def _summary(iteration: int, recent: list[MetaTrainMetrics], names: tuple[str, .
     mean = jax.tree.map(lambda *x: np.mean([np.asarray(v) for v in x], axis=0), *recent)
     return {
         "iteration": iteration,
-        "meta_loss": dict(zip(names, (float(x) for x in mean.pes.meta_loss), strict=True)),
-        "restarted": float(mean.pes.restarted),
+        "meta_loss": dict(zip(names, (float(x) for x in mean.tasks.meta_loss), strict=True)),
+        "restarted": float(mean.tasks.restarted),
         "gradient_norm": float(mean.gradient_norm),
         "theta_norm": float(mean.theta_norm),
     }
