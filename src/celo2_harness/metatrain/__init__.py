@@ -1,4 +1,4 @@
-"""Learning the rule: small image tasks inside, persistent evolution strategies outside."""
+"""Learning the rule: small image tasks inside, evolution strategies outside."""
 
 from celo2_harness.metatrain.checkpoints import Portable as Portable
 from celo2_harness.metatrain.checkpoints import load_portable as load_portable
@@ -10,6 +10,11 @@ from celo2_harness.metatrain.evaluations import select_weights as select_weights
 from celo2_harness.metatrain.outer import MetaTrainState as MetaTrainState
 from celo2_harness.metatrain.outer import init_metatrain as init_metatrain
 from celo2_harness.metatrain.outer import metatrain_step as metatrain_step
+from celo2_harness.metatrain.outer import place_data as place_data
+from celo2_harness.metatrain.outer import place_state as place_state
+from celo2_harness.metatrain.problem import InnerProblem as InnerProblem
+from celo2_harness.metatrain.problem import TaskGroup as TaskGroup
 from celo2_harness.metatrain.run import SavedRun as SavedRun
 from celo2_harness.metatrain.run import run_metatrain as run_metatrain
 from celo2_harness.metatrain.run import saved_run as saved_run
+from celo2_harness.metatrain.tasks import task_mesh as task_mesh

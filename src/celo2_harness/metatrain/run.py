@@ -196,8 +196,8 @@ class _Run:
         counted = len(self._recent) - before
         self._line = {
             "iteration": iteration,
-            "meta_loss": dict(zip(self._names, (float(x) for x in mean.pes.meta_loss), strict=True)),
-            "restarted": float(mean.pes.restarted),
+            "meta_loss": dict(zip(self._names, (float(x) for x in mean.tasks.meta_loss), strict=True)),
+            "restarted": float(mean.tasks.restarted),
             "gradient_norm": float(mean.gradient_norm),
             "theta_norm": float(mean.theta_norm),
             "seconds": now - self._started,
