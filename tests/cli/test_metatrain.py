@@ -1,5 +1,6 @@
 """`celo2 metatrain`: a run from the first option to the selected weights, interruptions, and what is refused."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from helpers import META_IMAGES, META_LABELS, TINY, assert_trees_equal
 
 import celo2_harness as c2
 from celo2_harness._runs import lock_folder
 from celo2_harness.cli import metatrain
 from celo2_harness.cli.main import main
+from celo2_harness.metatrain import MetaTrainConfig
 
 # As META_CONFIG, so that compiled programs are shared with other files.
 OPTIONS = """
@@ -114,6 +117,8 @@ def test_the_score_is_that_of_a_training_run():
         ("--resume", "out = '{}/out': nothing to resume (metrics.jsonl is missing)"),
         ("--continue-from {}/none", "{}/none: cannot be read (No such file or directory)"),
         ("--start-from {}/none", "{}/none: cannot be read"),
+        ("--devices -1", "devices = -1: expected a number above 0, or 0 for all"),
+        ("--devices 99", "devices = 99: JAX has 1 of the platform cpu"),
         ("--log-every 0", "log_every = 0: expected at least 1"),
         ("--out {}/bad/bad_8x8.npz/out", "out = '{}/bad/bad_8x8.npz/out': cannot write"),
         ("--eval-every 1 --eval-model huge", "model = 'huge': expected one of "),
@@ -150,7 +155,37 @@ def test_a_recipe_that_cannot_be(capsys):
 def test_every_field_of_the_recipe_is_an_option(capsys):
     assert main(["metatrain", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(option in text for option in ("--sigma", "--widths", "--outer-weight-decay", "--normalization"))
+    names = [field.name for kind in (MetaTrainConfig, c2.RuleConfig) for field in dataclasses.fields(kind)]
+    names.remove("rule")  # its fields are options
+    assert [name for name in names if f"--{name.replace('_', '-')} " not in text] == []
+
+
+def parse(words):
+    config = tyro.cli(metatrain.Config, args=words.split(), registry=metatrain.REGISTRY)
+    return config.config
+
+
+def test_layer_widths_as_words(capsys):
+    assert parse("").widths == parse("--widths 64 32 10").widths == (64, 32, 10)
+    assert parse("--widths 64-32-10 64-10").widths == ((64, 32, 10), (64, 10))
+    assert parse("--inner-learning-rates 1e-4 1e-2").inner_learning_rates == (1e-4, 1e-2)
+    for words, message in (("64 ten", "invalid literal"), ("64-32-10 10", "widths = (10,): expected 64 inputs")):
+        with pytest.raises(SystemExit):
+            parse(f"--widths {words}")
+        assert message in capsys.readouterr().err
+
+
+def test_several_networks_are_resumed(data, tmp_path, monkeypatch):
+    """Nested tuples survive the JSON of the header, the parser's defaults and the command line."""
+    seen = []
+    monkeypatch.setattr(metatrain, "run_metatrain", lambda config, **options: seen.append(config))
+    monkeypatch.setattr(metatrain, "_draw", lambda config: None)
+    main(["metatrain", "--data", data, "--widths", "64-32-10", "64-10", "--out", str(tmp_path / "run")])
+    (tmp_path / "run").mkdir()
+    header = {"config": dataclasses.asdict(seen[0]), "options": {"data": data}}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(header) + "\n")
+    main(["metatrain", "--resume", "--out", str(tmp_path / "run")])
+    assert seen[0] == seen[1] and seen[1].networks == ((64, 32, 10), (64, 10))
 
 
 @pytest.mark.slow

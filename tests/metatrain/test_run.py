@@ -2,15 +2,22 @@
 
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers import META_CONFIG as CONFIG
-from helpers import META_IMAGES, META_LABELS, assert_trees_equal
+from helpers import META_IMAGES, META_LABELS, assert_trees_close, assert_trees_equal
 
 import celo2_harness as c2
 from celo2_harness._runs import InUseError, lock_folder
-from celo2_harness.metatrain import RunError, run_metatrain, saved_run
+from celo2_harness.metatrain import RunError, run_metatrain, saved_run, task_mesh
+from celo2_harness.metatrain import run as run_module
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +133,49 @@ def test_one_process_per_folder(images, tmp_path):
     ):
         run_metatrain(CONFIG, images, tmp_path)
     assert run_metatrain(CONFIG, images, tmp_path, stop=lambda: True) is None
+
+
+def test_devices_that_the_tasks_do_not_fill():
+    """Of one device given three times: four tasks go to two of them."""
+    mesh = task_mesh(jax.devices()[:1] * 3)
+    warned = []
+    assert run_module._mesh(mesh, CONFIG, 2, warned.append).size == 2
+    assert len(warned) == 1 and "cannot be spread evenly over 3 devices; 2 are used" in warned[0]
+    assert run_module._mesh(None, CONFIG, 2, warned.append) is None
+    assert run_module._mesh(task_mesh(), CONFIG, 2, warned.append) == task_mesh() and len(warned) == 1
+
+
+def part(images, out, devices, stop, *distributed):
+    """`run_part.py` in a process of its own."""
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parents[1] / "src"), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, str(tests / "run_part.py"), images, str(out), str(devices), str(stop), *distributed]
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def printed(*processes):
+    texts = [process.communicate(timeout=300)[0] for process in processes]
+    assert not any(process.returncode for process in processes), texts
+    return texts
+
+
+@pytest.mark.slow
+def test_a_run_moves_to_other_devices_and_processes(whole, images, tmp_path):
+    """One iteration on four devices, one in two processes with two each, one on one device."""
+    out = tmp_path / "run"
+    assert printed(part(images, out, 4, 1)) == ["iteration 1\n"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    first, second = printed(*(part(images, out, 2, 2, address, str(k)) for k in range(2)))
+    assert "iteration 2\n" in first and "iteration" not in second
+    assert printed(part(images, out, 1, 9)) == ["iteration 3\n"]
+    loaded = c2.load_weights(out / "weights.celo2")
+    assert_trees_close(loaded.theta, whole[1].theta, 1e-5)
+    numbers = lambda line: [line["iteration"], *line["meta_loss"].values(), line["gradient_norm"]]
+    np.testing.assert_allclose(list(map(numbers, lines(out)[1:])), list(map(numbers, lines(whole[0])[1:])), rtol=1e-5)
+    assert lines(out)[0]["devices"] == 4
 
 
 @pytest.mark.slow

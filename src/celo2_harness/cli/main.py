@@ -18,7 +18,8 @@ class Command(NamedTuple):
 
     Its module has a frozen dataclass `Config`, whose fields become the options, and `run(config) -> int`, which returns
     the exit status. It may have `defaults(config) -> Config` too: the options are then read a second time over what it
-    returns, so that a resumed run keeps its own settings wherever no option says otherwise.
+    returns, so that a resumed run keeps its own settings wherever no option says otherwise. And it may have `REGISTRY`,
+    tyro's rules for fields that are written in a way of their own.
 
     Attributes:
         module: What to import.
@@ -102,7 +103,12 @@ def _run(name: str, module: Any, options: list[str]) -> int:
 
     def parse(**default: Any) -> Any:
         return tyro.cli(
-            module.Config, prog=f"celo2 {name}", args=options, config=(tyro.conf.FlagCreatePairsOff,), **default
+            module.Config,
+            prog=f"celo2 {name}",
+            args=options,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            registry=getattr(module, "REGISTRY", None),
+            **default,
         )
 
     try:

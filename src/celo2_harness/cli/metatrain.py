@@ -1,27 +1,33 @@
 """`celo2 metatrain`: learn a rule on small image tasks."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import sys
 import time
+import typing
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
+from jax.sharding import Mesh
 
 from celo2_harness.cli._language_score import language_evaluation
 from celo2_harness.cli._setup import input_errors
-from celo2_harness.evaluate import StopSignals, plot_meta_loss
-from celo2_harness.metatrain import MetaTrainConfig, load_portable, run_metatrain, saved_run
+from celo2_harness.evaluate import InputError, StopSignals, plot_meta_loss
+from celo2_harness.metatrain import MetaTrainConfig, load_portable, run_metatrain, saved_run, task_mesh
 
 PICTURE = "meta-loss.png"
+REGISTRY = tyro.constructors.ConstructorRegistry()
 _REDRAW_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Meta-train the rule with persistent evolution strategies on 8x8 image tasks.
+    """Meta-train the rule with evolution strategies on 8x8 image tasks.
 
     Metrics, a picture of the meta-loss, checkpoints and at the end weights.celo2 go to a folder. Ctrl-C saves and
     stops; --resume goes on.
@@ -40,6 +46,8 @@ class Config:
     """Folder of the run."""
     resume: bool = False
     """Continue the run in the folder with its own settings. Other options may be left out."""
+    devices: int = 0
+    """Devices that the tasks are spread over: cores, or graphics cards; 0 for all. The result is the same."""
     checkpoint_every: int = 100
     """Iterations between checkpoints."""
     log_every: int = 10
@@ -58,9 +66,32 @@ class Config:
     """The recipe."""
 
 
+@REGISTRY.primitive_rule
+def _widths(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Layer widths: numbers for one network, or a word such as 64-32-10 for each of several."""
+    if info.type != typing.get_type_hints(MetaTrainConfig)["widths"]:
+        return None
+
+    def read(words: list[str]) -> tuple[Any, ...]:
+        if not any("-" in word for word in words):
+            return tuple(map(int, words))
+        return tuple(tuple(map(int, word.split("-"))) for word in words)
+
+    def write(widths: tuple[Any, ...]) -> list[str]:
+        return [str(item) if isinstance(item, int) else "-".join(map(str, item)) for item in widths]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="INT [INT ...] | INT-INT[-...] [...]",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=write,
+    )
+
+
 _RUN_OPTIONS = ("data", "sets", "start_from", "continue_from", "out", "resume", "checkpoint_every", "log_every")
 # What a resumed run does not take from the run that it resumes.
-_NOT_SAVED = ("out", "resume", "start_from", "continue_from", "config")
+_NOT_SAVED = ("out", "resume", "start_from", "continue_from", "devices", "config")
 
 
 def defaults(config: Config) -> Config:
@@ -81,6 +112,7 @@ def defaults(config: Config) -> Config:
 
 def run(config: Config) -> int:
     """Meta-trains; returns 0 if the run finished, 130 if it was interrupted."""
+    mesh = _mesh(config.devices)
     run_options = {name: getattr(config, name) for name in _RUN_OPTIONS}
     with StopSignals() as stop, _Display(config) as display:
         evaluation = None
@@ -97,6 +129,7 @@ def run(config: Config) -> int:
         with input_errors():
             weights = run_metatrain(
                 config.config,
+                mesh=mesh,
                 evaluation=evaluation,
                 options=_options(config),
                 on_start=display.start,
@@ -112,6 +145,23 @@ def run(config: Config) -> int:
         return 130
     print(f"weights: {config.out / 'weights.celo2'}\npicture: {config.out / PICTURE}")
     return 0
+
+
+def _mesh(devices: int) -> Mesh:
+    """A mesh of so many devices; a CPU becomes one device per core, if JAX has not run anything yet."""
+    if devices < 0:
+        raise InputError(f"devices = {devices}: expected a number above 0, or 0 for all")
+    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", devices or _cores())
+    there = jax.devices()
+    if devices > len(there):
+        raise InputError(f"devices = {devices}: JAX has {len(there)} of the platform {there[0].platform}")
+    return task_mesh(there[: devices or None])
+
+
+def _cores() -> int:
+    # Containers and batch systems often give a process fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Display:

@@ -31,7 +31,8 @@ def make_card(name: str, weights: Weights) -> str:
         "start": _start(facts),
         "iterations": f"theta of iteration {facts['iterations']:,} of {config['iterations']:,}, seed {config['seed']}",
         "choice": _choice(facts),
-        "outer optimizer": f"peak learning rate {config['outer_learning_rate']:g}, {config['outer_schedule']} schedule",
+        "outer optimizer": f"{config['outer_optimizer']}, peak learning rate {config['outer_learning_rate']:g},"
+        f" {config['outer_schedule']} schedule",
         "time": f"{facts['seconds']:,.0f} s on {facts['device']}",
         "meta-loss": _losses(facts["final_meta_loss"]),
         "versions": ", ".join(f"{package} {version}" for package, version in facts["versions"].items()),

@@ -14,7 +14,8 @@ class MetaTrainConfig:
       variant: "ortho" (matrices: learned rule + Newton-Schulz, biases: Adam) or "base" (learned rule everywhere).
       rule: features, decays and normalisation of the rule.
       hidden: units of each hidden layer of the rule's network.
-      widths: layer widths of the inner network; or several such tuples, over which the tasks of each set are spread.
+      widths: layer widths of the inner network; or several such tuples, over which the tasks of each set are spread (as
+        words: 64 32 10, or 64-32-10 64-64-10).
       batch: images per inner step.
       tasks_per_set: inner tasks per image set, each an antithetic pair.
       inner_learning_rates: (lowest, highest) step size of the inner update, drawn log-uniformly per task.

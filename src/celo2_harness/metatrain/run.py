@@ -6,12 +6,13 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from celo2_harness._runs import first_difference, lock_folder, provenance, replace_file
 from celo2_harness.metatrain.card import write_weights
@@ -27,7 +28,17 @@ from celo2_harness.metatrain.checkpoints import (
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.errors import RunError
 from celo2_harness.metatrain.evaluations import Evaluation, Judge
-from celo2_harness.metatrain.outer import MetaTrainMetrics, MetaTrainState, init_metatrain, metatrain_step
+from celo2_harness.metatrain.inner import image_groups
+from celo2_harness.metatrain.outer import (
+    MetaTrainMetrics,
+    MetaTrainState,
+    init_metatrain,
+    metatrain_step,
+    place_data,
+    place_state,
+)
+from celo2_harness.metatrain.processes import agreed, gathered, is_first
+from celo2_harness.metatrain.tasks import fitting_mesh
 from celo2_harness.rule import Theta, Weights, load_weights
 from celo2_harness.tasks.images import ImageSets, load_image_sets
 
@@ -75,6 +86,7 @@ def run_metatrain(
     start_from: str | None = None,
     continue_from: str | Path | None = None,
     resume: bool = False,
+    mesh: Mesh | None = None,
     checkpoint_every: int = 100,
     log_every: int = 10,
     evaluation: Evaluation | None = None,
@@ -85,7 +97,10 @@ def run_metatrain(
     warn: Callable[[str], None] = lambda message: warnings.warn(message, stacklevel=3),
     stop: Callable[[], bool] = lambda: False,
 ) -> Weights | None:
-    """Meta-trains a rule and writes it to a folder, which only one process at a time may do.
+    """Meta-trains a rule and writes it to a folder, in which only one run at a time may work.
+
+    With a mesh over several processes, all call this with the same arguments; the first one alone touches the folder,
+    evaluates, is asked to stop and calls back.
 
     Args:
       config: the run.
@@ -96,6 +111,8 @@ def run_metatrain(
       start_from: weights to begin with (see `load_weights`), of the configuration of `config`; None: random ones.
       continue_from: a `portable.msgpack` whose theta, outer optimizer and iteration a new run goes on from.
       resume: go on from the folder's newest checkpoint, to the bits of a run that was never stopped.
+      mesh: devices that the tasks are spread over, as `task_mesh` gives it; of one process's devices, as many are used
+        as divide the tasks evenly. Their number leaves no trace in the result, and may change when a run is resumed.
       checkpoint_every: iterations between checkpoints.
       log_every: iterations between lines of metrics (means over them).
       evaluation: how thetas are judged along the way.
@@ -129,45 +146,79 @@ def run_metatrain(
         "sets": list(names),
         "data_sha256": _digest(images),
     }
+    first = is_first()
+    mesh = _mesh(mesh, config, len(names), warn)
     with _write_errors(out):
-        if resume:
-            saved_run(out)  # before the lock file: a folder without a run stays as it is
-        elif (out / METRICS_FILE).exists():
-            raise RunError(f"out = {str(out)!r} already holds a run; resume it, or give another folder.")
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-        with lock_folder(out):
-            if resume:
+        if first:
+            _open_folder(out, resume)
+        with lock_folder(out) if first else nullcontext():
+            if not first:
+                state, lines = init_metatrain(config, len(names)), ["{}"]
+            elif resume:
                 state, header, lines = _resume(out, header, config, len(names), warn)
             else:
                 state = _first_state(config, len(names), start_from, continue_from, header, warn)
                 # First of all, so that a run can always be resumed, without the file that it came from.
                 save_state(out, state, header)
-                lines = [json.dumps(header | {"options": dict(options or {})} | provenance())]
-            replace_file(out / METRICS_FILE, "".join(line + "\n" for line in lines).encode())
-            if int(state.iteration) == config.iterations and (out / WEIGHTS_FILE).exists():
-                return load_weights(out / WEIGHTS_FILE)
-            judge = Judge(out, evaluation, config.iterations)
-            on_start(int(state.iteration))
+                more = {"options": dict(options or {}), "devices": 1 if mesh is None else mesh.size}
+                lines = [json.dumps(header | more | provenance())]
+            if first:
+                replace_file(out / METRICS_FILE, "".join(line + "\n" for line in lines).encode())
+            # Through NumPy, whether it comes from a checkpoint or not, so that a resumed run executes the same program.
+            state = agreed(state)
+            state = jax.tree.map(jax.numpy.asarray, state) if mesh is None else place_state(state, mesh)
+            images = images if mesh is None else place_data(images, mesh)
+            done = int(state.iteration)
             run = _Run(config, out, header, names, json.loads(lines[-1]))
-            if judge.due(int(state.iteration)) and not run.evaluate(judge, state, on_evaluation):
+            if done == config.iterations and agreed((out / WEIGHTS_FILE).exists()):
+                return load_weights(out / WEIGHTS_FILE) if first else run.weights(state)
+            judge = Judge(out, evaluation if first else None, config.iterations)
+            if first:
+                on_start(done)
+            if agreed(judge.due(done) and not run.evaluate(judge, state, on_evaluation)):
                 return None
-            for iteration in range(int(state.iteration) + 1, config.iterations + 1):
-                state, metrics = metatrain_step(config, state, images)
+            for iteration in range(done + 1, config.iterations + 1):
+                state, metrics = metatrain_step(config, state, images, mesh=mesh)
                 last = iteration == config.iterations
                 run.count(metrics)
-                if iteration % log_every == 0 or last:
+                if first and (iteration % log_every == 0 or last):
                     on_log(run.log(iteration))
-                stopped, due = stop(), judge.due(iteration)
+                stopped, due = agreed((first and stop(), judge.due(iteration)))
                 if iteration % checkpoint_every == 0 or last or stopped or due:
-                    save_state(out, state, header)
+                    whole = gathered(state)
+                    if first:
+                        save_state(out, whole, header)
                 if due and not stopped:
-                    stopped = not run.evaluate(judge, state, on_evaluation)
-                if stopped and not (last and not judge.due(iteration)):
+                    stopped = agreed(first and not run.evaluate(judge, state, on_evaluation))
+                if stopped and not (last and not agreed(judge.due(iteration))):
                     return None
             weights = run.weights(state)
-            write_weights(out / WEIGHTS_FILE, weights)
+            if first:
+                write_weights(out / WEIGHTS_FILE, weights)
             return weights
+
+
+def _open_folder(out: Path, resume: bool) -> None:
+    """Makes the folder of a new run, or sees that there is a run to resume."""
+    if resume:
+        saved_run(out)  # before the lock file: a folder without a run stays as it is
+    elif (out / METRICS_FILE).exists():
+        raise RunError(f"out = {str(out)!r} already holds a run; resume it, or give another folder.")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _mesh(mesh: Mesh | None, config: MetaTrainConfig, sets: int, warn: Callable[[str], None]) -> Mesh | None:
+    """As much of the mesh as the tasks fill evenly; a mesh over several processes has to fit as it is."""
+    if mesh is None or jax.process_count() > 1:
+        return mesh
+    fitting = fitting_mesh(mesh, image_groups(config, sets))
+    if fitting.size < mesh.size:
+        warn(
+            f"the tasks of {sets} sets (tasks_per_set = {config.tasks_per_set}, {len(config.networks)} networks) cannot"
+            f" be spread evenly over {mesh.size} devices; {fitting.size} are used."
+        )
+    return fitting
 
 
 class _Run:
@@ -250,11 +301,6 @@ def _digest(images: ImageSets) -> str:
     return hashlib.sha256(np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()).hexdigest()
 
 
-def _canonical(state: MetaTrainState) -> MetaTrainState:
-    """The state as a checkpoint would give it back, so that a resumed run executes the same compiled program."""
-    return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x)), state)
-
-
 def _first_state(
     config: MetaTrainConfig,
     sets: int,
@@ -267,7 +313,7 @@ def _first_state(
         state = init_metatrain(config, sets)
         if start_from is not None:
             state = state._replace(theta=_start(config, start_from, state.theta))
-        return _canonical(state)
+        return state
     saved = load_portable(continue_from)
     if saved.iteration >= config.iterations:
         raise RunError(
@@ -279,12 +325,10 @@ def _first_state(
         warn(f"{continue_from} was made on other data ({', '.join(saved.header['sets'])}); going on with this one.")
     # Other inner tasks than those that the first run began with.
     state = init_metatrain(dataclasses.replace(config, seed=(config.seed + saved.iteration) % 2**31), sets)
-    return _canonical(
-        state._replace(
-            iteration=fit_to(state.iteration, np.asarray(saved.iteration, np.int32), str(continue_from)),
-            theta=fit_to(state.theta, saved.theta._asdict(), str(continue_from)),
-            outer=fit_to(state.outer, saved.outer, str(continue_from)),
-        )
+    return state._replace(
+        iteration=fit_to(state.iteration, np.asarray(saved.iteration, np.int32), str(continue_from)),
+        theta=fit_to(state.theta, saved.theta._asdict(), str(continue_from)),
+        outer=fit_to(state.outer, saved.outer, str(continue_from)),
     )
 
 

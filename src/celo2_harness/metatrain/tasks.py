@@ -1,5 +1,6 @@
 """All tasks of a run at once: vectorised on a device, spread over the devices of a mesh."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,13 @@ class TasksMetrics(NamedTuple):
 def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh that spreads tasks over devices; all devices of all processes by default."""
     return Mesh(np.array(jax.devices() if devices is None else devices), (TASK_AXIS,))
+
+
+def fitting_mesh(mesh: Mesh, groups: tuple[TaskGroup, ...]) -> Mesh:
+    """As much of a mesh as the tasks of every group can be spread over evenly."""
+    tasks = math.gcd(*(len(group.tasks) for group in groups))
+    size = max(n for n in range(1, mesh.size + 1) if tasks % n == 0)
+    return task_mesh(list(mesh.devices.flat)[:size])
 
 
 def init_tasks(config: MetaTrainConfig, groups: tuple[TaskGroup, ...], theta: Numbers, key: Array) -> tuple[Any, ...]:
