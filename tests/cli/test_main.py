@@ -62,14 +62,22 @@ def folder(tmp_path):
         ("compare --seed 1 1", "seeds = [1, 1]: expected "),
         ("compare --out {}/empty/out", "out: cannot write to {}/empty/out: "),
         ("compare --text {}/none", "text: there is no file {}/none"),
+        ("data prepare {}/none", "data = '{}/none': there is no such folder or file. Expected one of: 'digits'; "),
+        ("data prepare {}/sub", "data = '{}/sub': it holds none of these"),
+        (
+            "data prepare {}/short",
+            "{}/short: not an IDX file of images: it starts with 73 68 6f 72, ",
+        ),
+        ("data prepare digits --out {}/empty/out", "[Errno 20] Not a directory: '{}/empty/out'"),
+        ("data", "there is no command 'data'; expected one of "),
         ("unknown", "there is no command 'unknown'; expected one of "),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(folder, capsys, options, message):
     words = [word.format(folder) for word in options.split()]
-    preset = [] if "--preset" in words else ["--preset", "adamw"]
-    out = [] if "--out" in words else ["--out", str(folder / "out")]
-    assert main([*words, *(preset + out if words[0] != "unknown" else [])]) == 2
+    preset = [] if "--preset" in words or words[0] not in ("train", "compare") else ["--preset", "adamw"]
+    out = [] if "--out" in words or len(words) == 1 else ["--out", str(folder / "out")]
+    assert main([*words, *preset, *out]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("celo2: error: " + message.format(folder))
@@ -134,6 +142,12 @@ def test_train_writes_a_run_and_knows_its_settings_when_resumed(folder, capsys):
         capsys.readouterr()
         assert main(["train", "--resume", "--out", out, option, value]) == 2
         assert difference in capsys.readouterr().err
+
+
+def test_data_prepare(folder, capsys):
+    pytest.importorskip("sklearn")
+    assert main(["data", "prepare", "digits", "--out", str(folder / "out")]) == 0
+    assert capsys.readouterr().out == f"{folder}/out/digits_8x8.npz: 1,797 train\n"
 
 
 def test_compare_prints_a_table_and_does_not_repeat_runs(folder, capsys):

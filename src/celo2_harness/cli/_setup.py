@@ -15,12 +15,12 @@ from celo2_harness.tasks import MODELS, LanguageModel, default_text, read_text
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Turns the ValueError or TypeError of wrong arguments into an `InputError`, whose message is shown as it is."""
+    """Turns the error of a wrong argument or a missing extra into an `InputError`, whose message is shown as it is."""
     try:
         yield
     except InputError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise InputError(str(error)) from error
 
 

@@ -18,7 +18,8 @@ class Command(NamedTuple):
 
     Its module has a frozen dataclass `Config`, whose fields become the options, and `run(config) -> int`, which returns
     the exit status. It may have `defaults(config) -> Config` too: the options are then read a second time over what it
-    returns, so that a resumed run keeps its own settings wherever no option says otherwise.
+    returns, so that a resumed run keeps its own settings wherever no option says otherwise. And it may have `REGISTRY`,
+    tyro's rules for fields that are written in a way of their own.
 
     Attributes:
         module: What to import.
@@ -45,7 +46,13 @@ COMMANDS = {
     "describe": Command("celo2_harness.cli.describe", "Show where a preset sends every parameter of a model."),
     "presets": Command("celo2_harness.cli.presets", "List the presets."),
     "bench": Command("celo2_harness.cli.bench", "Measure what an optimizer step costs."),
-    "metatrain": Command("celo2_harness.cli.metatrain", "Learn a rule on small image tasks."),
+    "metatrain": Command(
+        "celo2_harness.cli.metatrain", "Learn a rule on small image tasks.", ("tyro", "rich", "matplotlib")
+    ),
+    "metatrain select": Command(
+        "celo2_harness.cli.metatrain_select", "Take the best evaluated rule of a meta-training run as its weights."
+    ),
+    "data prepare": Command("celo2_harness.cli.data", "Shrink image sets to 8x8 files for meta-training."),
     "weights": Command("celo2_harness.cli.weights", "Show what a weight file holds, or convert it."),
 }
 
@@ -66,7 +73,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"celo2-harness {__version__}")
         return 0
-    name, *options = args
+    # Two words name a command where the table has them.
+    words = 2 if " ".join(args[:2]) in COMMANDS else 1
+    name, options = " ".join(args[:words]), args[words:]
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; expected one of {', '.join(COMMANDS)}")
     command = COMMANDS[name]
@@ -94,7 +103,12 @@ def _run(name: str, module: Any, options: list[str]) -> int:
 
     def parse(**default: Any) -> Any:
         return tyro.cli(
-            module.Config, prog=f"celo2 {name}", args=options, config=(tyro.conf.FlagCreatePairsOff,), **default
+            module.Config,
+            prog=f"celo2 {name}",
+            args=options,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            registry=getattr(module, "REGISTRY", None),
+            **default,
         )
 
     try:

@@ -1,93 +1,224 @@
 """`celo2 metatrain`: learn a rule on small image tasks."""
 
+import contextlib
 import dataclasses
+import datetime
+import json
+import os
 import sys
+import time
+import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import jax
+import tyro
+from jax.sharding import Mesh
+
+from celo2_harness.cli._language_score import language_evaluation
 from celo2_harness.cli._setup import input_errors
-from celo2_harness.evaluate import InputError, StopSignals
-from celo2_harness.metatrain import MetaTrainConfig, run_metatrain
+from celo2_harness.evaluate import InputError, StopSignals, plot_meta_loss
+from celo2_harness.metatrain import MetaTrainConfig, load_portable, run_metatrain, saved_run, task_mesh
+
+PICTURE = "meta-loss.png"
+REGISTRY = tyro.constructors.ConstructorRegistry()
+_REDRAW_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Meta-train the rule with persistent evolution strategies on 8x8 image tasks.
+    """Meta-train the rule with evolution strategies on 8x8 image tasks.
 
-    Metrics, a checkpoint and at the end weights.celo2 go to a folder. Ctrl-C saves and stops; --resume goes on.
+    Metrics, a picture of the meta-loss, checkpoints and at the end weights.celo2 go to a folder. Ctrl-C saves and
+    stops; --resume goes on.
     """
 
     data: str = "digits"
-    """digits (scikit-learn's), or a folder of NAME_8x8.npz files."""
+    """digits (scikit-learn's), a folder of NAME_8x8.npz files (see celo2 data prepare), a folder or file of IDX images,
+    hf://owner/name, or a folder saved by the datasets library."""
     sets: tuple[str, ...] = ()
-    """Image sets of the folder; by default all."""
+    """Image sets of the source; by default all."""
     start_from: str | None = None
     """Weights to begin with: a bundled name or a file; by default random ones."""
+    continue_from: Path | None = None
+    """portable.msgpack of another run, to go on from in a new folder with its configuration; --data is needed again."""
     out: Path = Path("runs/metatrain")
     """Folder of the run."""
     resume: bool = False
-    """Continue the run in the folder; give the same options."""
-    variant: Literal["ortho", "base"] = "ortho"
-    """ortho: Newton-Schulz on matrices, Adam on biases; base: the learned rule alone."""
-    hidden: int = 8
-    """Units of each hidden layer of the rule."""
-    tasks_per_set: int = 8
-    """Inner tasks per image set, each an antithetic pair."""
-    iterations: int = 100_000
-    """Outer iterations."""
-    truncation: int = 50
-    """Inner steps per outer iteration."""
-    longest_unroll: int = 2000
-    """Longest inner run, in steps."""
-    augmentation: float = 1000.0
-    """Bound of the scale augmentation; 1 switches it off."""
-    outer_learning_rate: float = 5e-5
-    """Learning rate of the outer AdamW."""
-    outer_schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the outer learning rate."""
-    seed: int = 0
-    """Of everything random."""
+    """Continue the run in the folder with its own settings. Other options may be left out."""
+    devices: int = 0
+    """Devices that the tasks are spread over: cores, or graphics cards; 0 for all. The result is the same."""
     checkpoint_every: int = 100
     """Iterations between checkpoints."""
     log_every: int = 10
     """Iterations between lines of metrics."""
+    eval_every: int = 0
+    """Iterations between evaluations on a small language model, for celo2 metatrain select; 0 for none."""
+    text: Path | None = None
+    """Text of the language model; by default the language reference that comes with Python."""
+    eval_model: str = "nano"
+    """Size of the language model; see celo2 train."""
+    eval_steps: int = 300
+    """Training steps of the language model."""
+    eval_learning_rates: tuple[float, ...] = (1e-3,)
+    """Learning rates of the language model; the best one counts."""
+    config: tyro.conf.OmitArgPrefixes[MetaTrainConfig] = MetaTrainConfig()
+    """The recipe."""
 
 
-_RUN_OPTIONS = ("data", "sets", "start_from", "out", "resume", "checkpoint_every", "log_every")
+@REGISTRY.primitive_rule
+def _widths(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Layer widths: numbers for one network, or a word such as 64-32-10 for each of several."""
+    if info.type != typing.get_type_hints(MetaTrainConfig)["widths"]:
+        return None
+
+    def read(words: list[str]) -> tuple[Any, ...]:
+        if not any("-" in word for word in words):
+            return tuple(map(int, words))
+        return tuple(tuple(map(int, word.split("-"))) for word in words)
+
+    def write(widths: tuple[Any, ...]) -> list[str]:
+        return [str(item) if isinstance(item, int) else "-".join(map(str, item)) for item in widths]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="INT [INT ...] | INT-INT[-...] [...]",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=write,
+    )
+
+
+_RUN_OPTIONS = ("data", "sets", "start_from", "continue_from", "out", "resume", "checkpoint_every", "log_every")
+# What a resumed run does not take from the run that it resumes.
+_NOT_SAVED = ("out", "resume", "start_from", "continue_from", "devices", "config")
+
+
+def defaults(config: Config) -> Config:
+    """Returns the options that hold where none is given: those of the run that is resumed or continued."""
+    with input_errors():
+        if config.resume:
+            saved = saved_run(config.out)
+            known = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SAVED)
+            options = {name: value for name, value in saved.options.items() if name in known}
+            options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+            if options.get("text") is not None:
+                options["text"] = Path(options["text"])
+            return Config(config=saved.config, **options)
+        if config.continue_from is not None:
+            return Config(config=load_portable(config.continue_from).config)
+    return Config()
 
 
 def run(config: Config) -> int:
     """Meta-trains; returns 0 if the run finished, 130 if it was interrupted."""
-    options = dataclasses.asdict(config)
-    run_options = {name: options.pop(name) for name in _RUN_OPTIONS}
-    with input_errors():
-        meta_config = MetaTrainConfig(**options)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("metatrain"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-    )
-    with StopSignals() as stop, Progress(*columns, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task("metatrain", total=config.iterations, status="compiling")
-
-        def show(line: dict[str, Any]) -> None:
-            losses = "  ".join(f"{name} {loss:.3f}" for name, loss in line["meta_loss"].items())
-            speed = f"{line['iterations_per_second']:.2f} it/s"
-            progress.update(task, completed=line["iteration"], status=f"{losses}  {speed}")
-            if progress.disable:
-                print(f"iteration {line['iteration']}/{config.iterations}  {losses}  {speed}", flush=True)
-
-        try:
-            with input_errors():
-                weights = run_metatrain(meta_config, on_log=show, stop=lambda: stop.requested, **run_options)
-        except ImportError as error:
-            raise InputError(str(error)) from error
+    mesh = _mesh(config.devices)
+    run_options = {name: getattr(config, name) for name in _RUN_OPTIONS}
+    with StopSignals() as stop, _Display(config) as display:
+        evaluation = None
+        if config.eval_every:
+            evaluation = language_evaluation(
+                every=config.eval_every,
+                variant=config.config.variant,
+                text=config.text,
+                model=config.eval_model,
+                steps=config.eval_steps,
+                learning_rates=config.eval_learning_rates,
+                stop=lambda: stop.requested,
+            )
+        with input_errors():
+            weights = run_metatrain(
+                config.config,
+                mesh=mesh,
+                evaluation=evaluation,
+                options=_options(config),
+                on_start=display.start,
+                on_log=display.show,
+                on_evaluation=display.show_evaluation,
+                warn=lambda message: print(f"celo2: warning: {message}", file=sys.stderr),
+                stop=lambda: stop.requested,
+                **run_options,
+            )
+    _draw(config)
     if weights is None:
-        print(f"saved; go on with the same options and --resume --out {config.out}", file=sys.stderr)
+        print(f"saved; go on with: celo2 metatrain --resume --out {config.out}", file=sys.stderr)
         return 130
-    print(f"weights: {config.out / 'weights.celo2'}")
+    print(f"weights: {config.out / 'weights.celo2'}\npicture: {config.out / PICTURE}")
     return 0
+
+
+def _mesh(devices: int) -> Mesh:
+    """A mesh of so many devices; a CPU becomes one device per core, if JAX has not run anything yet."""
+    if devices < 0:
+        raise InputError(f"devices = {devices}: expected a number above 0, or 0 for all")
+    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", devices or _cores())
+    there = jax.devices()
+    if devices > len(there):
+        raise InputError(f"devices = {devices}: JAX has {len(there)} of the platform {there[0].platform}")
+    return task_mesh(there[: devices or None])
+
+
+def _cores() -> int:
+    # Containers and batch systems often give a process fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Display:
+    """A bar in a terminal, lines elsewhere, and the picture once a minute."""
+
+    def __init__(self, config: Config):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._config, self._drawn, self._score = config, time.monotonic(), ""
+        # The time left is ours: the bar's own estimate would count what an earlier process did as done at once.
+        columns = (TextColumn("metatrain"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+        self._bar = Progress(*columns, disable=not sys.stdout.isatty())
+        self._task = self._bar.add_task("metatrain", total=config.config.iterations, status="loading", start=True)
+
+    def __enter__(self) -> "_Display":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def start(self, iteration: int) -> None:
+        self._bar.update(self._task, completed=iteration, status="compiling")
+        if self._bar.disable and iteration:
+            print(f"goes on from iteration {iteration}", flush=True)
+
+    def show(self, line: dict[str, Any]) -> None:
+        iteration, total, speed = line["iteration"], self._config.config.iterations, line["iterations_per_second"]
+        parts = [f"{name} {loss:.3f}" for name, loss in line["meta_loss"].items()]
+        if speed:
+            left = datetime.timedelta(seconds=round((total - iteration) / speed))
+            parts.append(f"{speed:.2f} it/s  {left} left")
+        self._bar.update(self._task, completed=iteration, status="  ".join([*parts, self._score]))
+        if self._bar.disable:
+            print(f"iteration {iteration}/{total}  {'  '.join(parts)}", flush=True)
+        if time.monotonic() - self._drawn > _REDRAW_SECONDS:
+            _draw(self._config)
+            self._drawn = time.monotonic()
+
+    def show_evaluation(self, record: dict[str, Any]) -> None:
+        self._score = "diverged" if record["score"] is None else f"score {record['score']:.4f}"
+        if self._bar.disable:
+            print(f"iteration {record['iteration']}: language model {self._score}", flush=True)
+
+
+def _draw(config: Config) -> None:
+    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()[1:]]
+    title = f"{config.config.variant}, outer learning rate {config.config.outer_learning_rate:g}: {config.out.name}"
+    plot_meta_loss(lines, config.out / PICTURE, title)
+
+
+def _options(config: Config) -> dict[str, Any]:
+    """What `defaults` finds again; paths in full, because a run may be resumed from another folder."""
+    options = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_SAVED
+    }
+    options["text"] = None if config.text is None else str(config.text.absolute())
+    if Path(config.data).exists():
+        options["data"] = str(Path(config.data).absolute())
+    return options

@@ -17,6 +17,7 @@ from celo2_harness.evaluate.loop import init_state as init_state
 from celo2_harness.evaluate.loop import train_step as train_step
 from celo2_harness.evaluate.loop import tree_bytes as tree_bytes
 from celo2_harness.evaluate.plots import plot_comparison as plot_comparison
+from celo2_harness.evaluate.plots import plot_meta_loss as plot_meta_loss
 from celo2_harness.evaluate.plots import plot_training as plot_training
 from celo2_harness.evaluate.train import TrainConfig as TrainConfig
 from celo2_harness.evaluate.train import TrainResult as TrainResult

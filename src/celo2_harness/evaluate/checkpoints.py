@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from celo2_harness._runs import first_difference
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.loop import TrainState
 
@@ -127,24 +128,12 @@ def refuse_difference(where: str, there: Mapping[str, Any], here: Mapping[str, A
 
     >>> refuse_difference("the run", {"model": {"width": 8}}, {"model": {"width": 8}})
     """
-    difference = _first_difference(there, here)
+    difference = first_difference(there, here)
     if difference:
         name, old, new = difference
         raise InputError(
             f"{where} is of another run: {name} is {old} there and {new} here; use the same settings or another folder"
         )
-
-
-def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any], path: str = "") -> tuple[str, Any, Any] | None:
-    for name in [*there, *(name for name in here if name not in there)]:
-        old, new = there.get(name, "absent"), here.get(name, "absent")
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            inner = _first_difference(old, new, f"{path}{name}.")
-            if inner:
-                return inner
-        elif old != new:
-            return f"{path}{name}", old, new
-    return None
 
 
 def _named_leaves(state: TrainState) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Pictures of runs, made from their records."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,14 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "os^Dv<>"
 
 
-def _axes(title: str) -> tuple[Any, Any]:
+def _axes(title: str, xlabel: str = "step", ylabel: str = "loss (nats per byte)") -> tuple[Any, Any]:
     # A figure without pyplot needs no display, keeps no global state and is freed with its last reference.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per byte)")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(**_GRID)
     axes.set_axisbelow(True)
@@ -86,5 +88,32 @@ def plot_comparison(rows: Sequence[Row], path: Path, title: str, baseline: str =
         margin = 0.05 * (max(tops) - min(ends)) or 0.1
         axes.set_ylim(min(ends) - margin, max(tops) + margin)
     if axes.lines:
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draws the meta-loss of every image set over a meta-training run: each line of metrics faint, their running mean.
+
+    A line averages over tasks of all ages and scales, so lines jump about; the means are over a twentieth of the run.
+
+    Args:
+        lines: The records of its metrics file after the header.
+        path: Where the PNG goes.
+        title: The heading.
+    """
+    figure, axes = _axes(title, "outer iteration", "meta-loss (nats)")
+    iterations = [line["iteration"] for line in lines]
+    window = max(1, len(lines) // 20)
+    for index, name in enumerate(lines[0]["meta_loss"] if lines else ()):
+        losses = [line["meta_loss"][name] for line in lines]
+        color = _COLORS[index % len(_COLORS)]
+        sums = [0.0, *itertools.accumulate(losses)]
+        means = [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(losses))]
+        marker = "o" if len(lines) == 1 else None
+        axes.plot(iterations, losses, color=color, linewidth=0.8, alpha=0.3)
+        axes.plot(iterations, means, color=color, linewidth=2, marker=marker, label=f"{name}: {means[-1]:.3f}")
+    if lines:
+        axes.axhline(math.log(10), color="#666666", linewidth=1, linestyle="--", zorder=1, label="chance: ln 10")
         axes.legend(frameon=False)
     figure.savefig(path)

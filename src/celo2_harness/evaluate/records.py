@@ -2,27 +2,13 @@
 
 import json
 import math
-import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from celo2_harness._runs import provenance as provenance
+from celo2_harness._runs import replace_file
 from celo2_harness.evaluate.errors import InputError
-
-_PACKAGES = {"jax": "jax", "jaxlib": "jaxlib", "optax": "optax", "flax": "flax", "celo2_harness": "celo2-harness"}
-
-
-def provenance() -> dict[str, Any]:
-    """Returns what a result depends on besides its settings: package versions and the device."""
-    device = jax.devices()[0]
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(dist) for name, dist in _PACKAGES.items()},
-        "device": f"{device.device_kind} ({device.platform})",
-    }
 
 
 def finite_or_none(value: float) -> float | None:
@@ -66,9 +52,7 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
         path: The file.
         records: Its new content.
     """
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records), encoding="utf-8")
-    os.replace(new, path)
+    replace_file(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,31 +1,80 @@
-"""A meta-training run on disk: metrics as JSON lines, checkpoints, and the weights file at the end."""
+"""A meta-training run on disk: metrics as JSON lines, checkpoints, evaluations, and the weights file at the end."""
 
 import dataclasses
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from celo2_harness._version import __version__
+from celo2_harness._runs import first_difference, lock_folder, provenance, replace_file
+from celo2_harness.metatrain.card import write_weights
+from celo2_harness.metatrain.checkpoints import (
+    CHECKPOINT_FOLDER,
+    config_from,
+    fit_to,
+    load_portable,
+    restore_state,
+    save_state,
+    saved_checkpoints,
+)
 from celo2_harness.metatrain.config import MetaTrainConfig
-from celo2_harness.metatrain.outer import MetaTrainMetrics, MetaTrainState, init_metatrain, metatrain_step
-from celo2_harness.rule import Theta, Weights, load_weights, save_weights
-from celo2_harness.tasks.images import load_image_sets
+from celo2_harness.metatrain.errors import RunError
+from celo2_harness.metatrain.evaluations import Evaluation, Judge
+from celo2_harness.metatrain.inner import image_groups
+from celo2_harness.metatrain.outer import (
+    MetaTrainMetrics,
+    MetaTrainState,
+    init_metatrain,
+    metatrain_step,
+    place_data,
+    place_state,
+)
+from celo2_harness.metatrain.processes import agreed, gathered, is_first
+from celo2_harness.metatrain.tasks import fitting_mesh
+from celo2_harness.rule import Theta, Weights, load_weights
+from celo2_harness.tasks.images import ImageSets, load_image_sets
 
 METRICS_FILE = "metrics.jsonl"
-CHECKPOINT_FILE = "checkpoint.msgpack"
 WEIGHTS_FILE = "weights.celo2"
 
 
-class RunError(ValueError):
-    """A run folder that cannot be used as asked."""
+class SavedRun(NamedTuple):
+    """What the first line of a run's metrics says of it.
+
+    Attributes:
+      config: of the run.
+      options: what its caller wanted to find again.
+    """
+
+    config: MetaTrainConfig
+    options: dict[str, Any]
+
+
+def saved_run(out: str | Path) -> SavedRun:
+    """Reads what a run folder was started with.
+
+    Args:
+      out: the run folder.
+
+    Raises:
+      RunError: it holds no run, or its metrics do not start with a header.
+    """
+    path = Path(out) / METRICS_FILE
+    if not path.is_file():
+        raise RunError(f"out = {str(out)!r}: nothing to resume ({METRICS_FILE} is missing).")
+    try:
+        header = json.loads(path.read_text().splitlines()[0])
+        return SavedRun(config_from(header["config"], str(path)), header["options"])
+    except (json.JSONDecodeError, IndexError, KeyError, TypeError):
+        raise RunError(f"{path}: does not start with the header of a run, so it cannot go on.") from None
 
 
 def run_metatrain(
@@ -35,24 +84,43 @@ def run_metatrain(
     *,
     sets: tuple[str, ...] = (),
     start_from: str | None = None,
+    continue_from: str | Path | None = None,
     resume: bool = False,
+    mesh: Mesh | None = None,
     checkpoint_every: int = 100,
     log_every: int = 10,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    evaluation: Evaluation | None = None,
+    options: Mapping[str, Any] | None = None,
+    on_start: Callable[[int], None] = lambda iteration: None,
+    on_log: Callable[[dict[str, Any]], None] = lambda line: None,
+    on_evaluation: Callable[[dict[str, Any]], None] = lambda record: None,
+    warn: Callable[[str], None] = lambda message: warnings.warn(message, stacklevel=3),
     stop: Callable[[], bool] = lambda: False,
 ) -> Weights | None:
-    """Meta-trains a rule and writes it to `out`.
+    """Meta-trains a rule and writes it to a folder, in which only one run at a time may work.
+
+    With a mesh over several processes, all call this with the same arguments; the first one alone touches the folder,
+    evaluates, is asked to stop and calls back.
 
     Args:
       config: the run.
-      data: "digits", or a folder of 8x8 image sets (see `load_image_sets`).
-      out: folder for `metrics.jsonl`, `checkpoint.msgpack` and `weights.celo2`.
-      sets: names of the image sets; empty for all of the folder.
+      data: "digits", or another source of 8x8 image sets (see `load_image_sets`).
+      out: the run folder: `metrics.jsonl`, `checkpoints/`, `portable.msgpack`, and at the end `weights.celo2` with its
+        card `weights.md`; with `evaluation` also `evaluations.jsonl` and `snapshots/`.
+      sets: names of the image sets; empty for all of the source.
       start_from: weights to begin with (see `load_weights`), of the configuration of `config`; None: random ones.
-      resume: go on from the folder's checkpoint.
+      continue_from: a `portable.msgpack` whose theta, outer optimizer and iteration a new run goes on from.
+      resume: go on from the folder's newest checkpoint, to the bits of a run that was never stopped.
+      mesh: devices that the tasks are spread over, as `task_mesh` gives it; of one process's devices, as many are used
+        as divide the tasks evenly. Their number leaves no trace in the result, and may change when a run is resumed.
       checkpoint_every: iterations between checkpoints.
       log_every: iterations between lines of metrics (means over them).
+      evaluation: how thetas are judged along the way.
+      options: written to the header for `saved_run`, never compared.
+      on_start: called with the iteration to go on from, before anything is compiled.
       on_log: called with every line of metrics.
+      on_evaluation: called with every evaluation.
+      warn: told what is wrong but does not stop the run, such as a damaged checkpoint.
       stop: asked after every iteration; True saves a checkpoint and returns.
 
     Returns:
@@ -60,63 +128,208 @@ def run_metatrain(
 
     Raises:
       DataError: unusable data.
-      RunError: the folder holds a run (without `resume`), none (with it), or a run of another config or data.
+      RunError: the folder holds a run (without `resume`), none (with it), or a run of another config or data; or it
+        cannot be written. The checkpoints in it stay whole in every case.
+      InUseError: another process works in the folder.
     """
+    for name, value in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
+        if value < 1:
+            raise RunError(f"{name} = {value}: expected at least 1.")
+    if start_from is not None and continue_from is not None:
+        raise RunError("start_from and continue_from exclude each other: the second brings its own theta.")
     images, names = load_image_sets(data, sets)
     out = Path(out)
     header = {
         "config": dataclasses.asdict(config),
         "start_from": start_from,
+        "continue_from": None if continue_from is None else str(continue_from),
         "sets": list(names),
-        "data_sha256": hashlib.sha256(
-            np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()
-        ).hexdigest(),
+        "data_sha256": _digest(images),
     }
-    state = init_metatrain(config, len(names))
-    if start_from is not None:
-        state = state._replace(theta=_start(config, start_from, state.theta))
-    lines: list[str] = []
-    if resume:
-        state, lines = _restore(out, header, state)
-    else:
-        if (out / METRICS_FILE).exists():
-            raise RunError(f"out = {str(out)!r} already holds a run; resume it, or give another folder.")
-        out.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(header | {"versions": {"celo2_harness": __version__, "jax": jax.__version__}})]
-    _write(out / METRICS_FILE, "".join(line + "\n" for line in lines).encode())
-
-    seconds = json.loads(lines[-1]).get("seconds", 0.0)
-    started = logged = time.monotonic()
-    recent: list[MetaTrainMetrics] = []
-    with (out / METRICS_FILE).open("a") as metrics_file:
-        for iteration in range(int(state.iteration) + 1, config.iterations + 1):
-            state, metrics = metatrain_step(config, state, images)
-            recent.append(metrics)
-            last = iteration == config.iterations
-            if iteration % log_every == 0 or last:
-                now = time.monotonic()
-                line = _summary(iteration, recent, names)
-                line |= {"seconds": seconds + now - started, "iterations_per_second": len(recent) / (now - logged)}
-                recent, logged = [], now
-                metrics_file.write(json.dumps(line) + "\n")
-                metrics_file.flush()
-                if on_log is not None:
-                    on_log(line)
-            interrupted = stop()
-            if iteration % checkpoint_every == 0 or last or interrupted:
-                saved = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
-                content = flax.serialization.msgpack_serialize({"header": json.dumps(header), "state": saved})
-                _write(out / CHECKPOINT_FILE, content)
-            if interrupted and not last:
+    first = is_first()
+    mesh = _mesh(mesh, config, len(names), warn)
+    with _write_errors(out):
+        if first:
+            _open_folder(out, resume)
+        with lock_folder(out) if first else nullcontext():
+            if not first:
+                state, lines = init_metatrain(config, len(names)), ["{}"]
+            elif resume:
+                state, header, lines = _resume(out, header, config, len(names), warn)
+            else:
+                state = _first_state(config, len(names), start_from, continue_from, header, warn)
+                # First of all, so that a run can always be resumed, without the file that it came from.
+                save_state(out, state, header)
+                more = {"options": dict(options or {}), "devices": 1 if mesh is None else mesh.size}
+                lines = [json.dumps(header | more | provenance())]
+            if first:
+                replace_file(out / METRICS_FILE, "".join(line + "\n" for line in lines).encode())
+            # Through NumPy, whether it comes from a checkpoint or not, so that a resumed run executes the same program.
+            state = agreed(state)
+            state = jax.tree.map(jax.numpy.asarray, state) if mesh is None else place_state(state, mesh)
+            images = images if mesh is None else place_data(images, mesh)
+            done = int(state.iteration)
+            run = _Run(config, out, header, names, json.loads(lines[-1]))
+            if done == config.iterations and agreed((out / WEIGHTS_FILE).exists()):
+                return load_weights(out / WEIGHTS_FILE) if first else run.weights(state)
+            judge = Judge(out, evaluation if first else None, config.iterations)
+            if first:
+                on_start(done)
+            if agreed(judge.due(done) and not run.evaluate(judge, state, on_evaluation)):
                 return None
-    provenance = header | {
-        "iterations": config.iterations,
-        "seconds": seconds + time.monotonic() - started,
-        "final_meta_loss": json.loads((out / METRICS_FILE).read_text().splitlines()[-1])["meta_loss"],
-    }
-    weights = Weights(Theta(*map(np.asarray, state.theta)), config.rule, provenance)
-    save_weights(out / WEIGHTS_FILE, weights)
-    return weights
+            for iteration in range(done + 1, config.iterations + 1):
+                state, metrics = metatrain_step(config, state, images, mesh=mesh)
+                last = iteration == config.iterations
+                run.count(metrics)
+                if first and (iteration % log_every == 0 or last):
+                    on_log(run.log(iteration))
+                stopped, due = agreed((first and stop(), judge.due(iteration)))
+                if iteration % checkpoint_every == 0 or last or stopped or due:
+                    whole = gathered(state)
+                    if first:
+                        save_state(out, whole, header)
+                if due and not stopped:
+                    stopped = agreed(first and not run.evaluate(judge, state, on_evaluation))
+                if stopped and not (last and not agreed(judge.due(iteration))):
+                    return None
+            weights = run.weights(state)
+            if first:
+                write_weights(out / WEIGHTS_FILE, weights)
+            return weights
+
+
+def _open_folder(out: Path, resume: bool) -> None:
+    """Makes the folder of a new run, or sees that there is a run to resume."""
+    if resume:
+        saved_run(out)  # before the lock file: a folder without a run stays as it is
+    elif (out / METRICS_FILE).exists():
+        raise RunError(f"out = {str(out)!r} already holds a run; resume it, or give another folder.")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _mesh(mesh: Mesh | None, config: MetaTrainConfig, sets: int, warn: Callable[[str], None]) -> Mesh | None:
+    """As much of the mesh as the tasks fill evenly; a mesh over several processes has to fit as it is."""
+    if mesh is None or jax.process_count() > 1:
+        return mesh
+    fitting = fitting_mesh(mesh, image_groups(config, sets))
+    if fitting.size < mesh.size:
+        warn(
+            f"the tasks of {sets} sets (tasks_per_set = {config.tasks_per_set}, {len(config.networks)} networks) cannot"
+            f" be spread evenly over {mesh.size} devices; {fitting.size} are used."
+        )
+    return fitting
+
+
+class _Run:
+    """The part of a run that lies between the steps: sums of metrics, times, lines."""
+
+    def __init__(
+        self, config: MetaTrainConfig, out: Path, header: dict[str, Any], names: tuple[str, ...], line: dict[str, Any]
+    ):
+        self._config, self._out, self._header, self._names, self._line = config, out, header, names, line
+        self._started = time.monotonic() - line.get("seconds", 0.0)
+        self._recent: list[MetaTrainMetrics] = []
+        self._timed: tuple[float, int] | None = None
+
+    def count(self, metrics: MetaTrainMetrics) -> None:
+        """Takes in an iteration. The first one compiles, so that speed is counted from its end."""
+        self._recent.append(metrics)
+        if self._timed is None:
+            jax.block_until_ready(metrics)
+            self._timed = time.monotonic(), len(self._recent)
+
+    def log(self, iteration: int) -> dict[str, Any]:
+        """Writes a line about the iterations since the last one."""
+        assert self._timed is not None
+        mean = jax.tree.map(lambda *x: np.mean([np.asarray(v) for v in x], axis=0), *self._recent)
+        now, (since, before) = time.monotonic(), self._timed
+        counted = len(self._recent) - before
+        self._line = {
+            "iteration": iteration,
+            "meta_loss": dict(zip(self._names, (float(x) for x in mean.tasks.meta_loss), strict=True)),
+            "restarted": float(mean.tasks.restarted),
+            "gradient_norm": float(mean.gradient_norm),
+            "theta_norm": float(mean.theta_norm),
+            "seconds": now - self._started,
+            "iterations_per_second": counted / (now - since) if counted else None,
+        }
+        self._recent, self._timed = [], (now, 0)
+        with (self._out / METRICS_FILE).open("a") as file:
+            file.write(json.dumps(self._line) + "\n")
+        return self._line
+
+    def weights(self, state: MetaTrainState) -> Weights:
+        """Theta and where it comes from."""
+        facts = self._header | {
+            "iterations": int(state.iteration),
+            "seconds": time.monotonic() - self._started,
+            "final_meta_loss": self._line.get("meta_loss"),
+        }
+        return Weights(Theta(*map(np.asarray, state.theta)), self._config.rule, facts | provenance())
+
+    def evaluate(self, judge: Judge, state: MetaTrainState, on_evaluation: Callable[[dict[str, Any]], None]) -> bool:
+        """Evaluates the theta of now; False if that was stopped."""
+        record = judge.evaluate(int(state.iteration), self.weights(state))
+        if self._timed is not None:  # the time of an evaluation is none of the iterations'
+            self._timed = (time.monotonic(), len(self._recent))
+        if record is not None:
+            on_evaluation(record)
+        return record is not None
+
+
+@contextmanager
+def _write_errors(out: Path) -> Iterator[None]:
+    """Says what a full disk or a folder without permission means for the run."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        paths = saved_checkpoints(out)
+        safe = (
+            f"The run is safe up to iteration {int(paths[-1].stem)} ({CHECKPOINT_FOLDER}/{paths[-1].name}): make room"
+            " or give permission, then resume."
+            if paths
+            else "Nothing was written; give another folder."
+        )
+        where = f" {error.filename}" if error.filename else ""
+        raise RunError(f"out = {str(out)!r}: cannot write{where} ({error.strerror or error}). {safe}") from error
+
+
+def _digest(images: ImageSets) -> str:
+    return hashlib.sha256(np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()).hexdigest()
+
+
+def _first_state(
+    config: MetaTrainConfig,
+    sets: int,
+    start_from: str | None,
+    continue_from: str | Path | None,
+    header: dict[str, Any],
+    warn: Callable[[str], None],
+) -> MetaTrainState:
+    if continue_from is None:
+        state = init_metatrain(config, sets)
+        if start_from is not None:
+            state = state._replace(theta=_start(config, start_from, state.theta))
+        return state
+    saved = load_portable(continue_from)
+    if saved.iteration >= config.iterations:
+        raise RunError(
+            f"{continue_from}: {saved.iteration} iterations are done, iterations = {config.iterations}; ask for more."
+        )
+    if saved.config.rule != config.rule:
+        raise RunError(f"{continue_from}: its rule is {saved.config.rule}, asked for {config.rule}.")
+    if saved.header["data_sha256"] != header["data_sha256"]:
+        warn(f"{continue_from} was made on other data ({', '.join(saved.header['sets'])}); going on with this one.")
+    # Other inner tasks than those that the first run began with.
+    state = init_metatrain(dataclasses.replace(config, seed=(config.seed + saved.iteration) % 2**31), sets)
+    return state._replace(
+        iteration=fit_to(state.iteration, np.asarray(saved.iteration, np.int32), str(continue_from)),
+        theta=fit_to(state.theta, saved.theta._asdict(), str(continue_from)),
+        outer=fit_to(state.outer, saved.outer, str(continue_from)),
+    )
 
 
 def _start(config: MetaTrainConfig, source: str, like: Theta) -> Theta:
@@ -128,38 +341,20 @@ def _start(config: MetaTrainConfig, source: str, like: Theta) -> Theta:
     return Theta(*(jax.numpy.asarray(x) for x in weights.theta))
 
 
-def _summary(iteration: int, recent: list[MetaTrainMetrics], names: tuple[str, ...]) -> dict[str, Any]:
-    mean = jax.tree.map(lambda *x: np.mean([np.asarray(v) for v in x], axis=0), *recent)
-    return {
-        "iteration": iteration,
-        "meta_loss": dict(zip(names, (float(x) for x in mean.pes.meta_loss), strict=True)),
-        "restarted": float(mean.pes.restarted),
-        "gradient_norm": float(mean.gradient_norm),
-        "theta_norm": float(mean.theta_norm),
-    }
-
-
-def _restore(out: Path, header: dict[str, Any], like: MetaTrainState) -> tuple[MetaTrainState, list[str]]:
-    """The checkpoint, and the lines of metrics up to it."""
-    try:
-        content: Any = flax.serialization.msgpack_restore((out / CHECKPOINT_FILE).read_bytes())
-        saved = json.loads(content["header"])
-        lines = (out / METRICS_FILE).read_text().splitlines()
-    except FileNotFoundError as error:
-        raise RunError(
-            f"out = {str(out)!r}: nothing to resume ({Path(str(error.filename)).name} is missing)."
-        ) from None
-    except Exception as error:
-        raise RunError(
-            f"out = {str(out)!r}: the checkpoint cannot be read ({type(error).__name__}: {error})."
-        ) from None
-    expected = json.loads(json.dumps(header))
-    for name, value in expected.items():
-        if saved.get(name) != value:
-            raise RunError(f"out = {str(out)!r}: made with {name} = {saved.get(name)}, asked for {value}.")
-    state = flax.serialization.from_state_dict(like, content["state"])
-    state = jax.tree.map(jax.numpy.asarray, state)
-    return state, [line for line in lines if _iteration(line) <= int(state.iteration)]
+def _resume(
+    out: Path, header: dict[str, Any], config: MetaTrainConfig, sets: int, warn: Callable[[str], None]
+) -> tuple[MetaTrainState, dict[str, Any], list[str]]:
+    """The newest state, the header it was saved with, and the lines of metrics up to it."""
+    lines = (out / METRICS_FILE).read_text().splitlines()
+    there, here = json.loads(lines[0]), json.loads(json.dumps(header))
+    # Where a run began matters to nobody once it is under way; it is compared only if it is given again.
+    compared = [name for name, value in here.items() if name in ("config", "sets", "data_sha256") or value is not None]
+    difference = first_difference({name: there.get(name) for name in compared}, {name: here[name] for name in compared})
+    if difference:
+        name, old, new = difference
+        raise RunError(f"out = {str(out)!r}: made with {name} = {old}, asked for {new}.")
+    state, header = restore_state(out, jax.eval_shape(lambda: init_metatrain(config, sets)), warn)
+    return state, header, [line for line in lines if _iteration(line) <= int(state.iteration)]
 
 
 def _iteration(line: str) -> float | int:
@@ -168,13 +363,3 @@ def _iteration(line: str) -> float | int:
         return json.loads(line).get("iteration", 0)
     except json.JSONDecodeError:
         return float("inf")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces a file in one step, so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
