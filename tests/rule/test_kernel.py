@@ -47,15 +47,19 @@ def test_both_kernels_agree(name):
 def test_the_kernel_lowers_for_a_gpu():
     # Lowering needs no GPU; it is where unsupported operations and tiles are refused.
     view = VIEWS["several tiles"]
-    zeros = jnp.zeros(view.shape)
+    arguments = (jnp.zeros(view.shape), jnp.zeros(view.shape), init_moments(CELO2_CONFIG, view))
 
     def direction(g, p, moments):
         groups = channel_groups(CELO2_CONFIG, view, leaf_statistics(view, g, p, moments))
         layer = first_layer(THETA, view, groups, input_scales(view, groups))
         return network_in_tiles(view, THETA, layer, groups[0], interpret=False)
 
-    traced = jax.jit(direction).trace(zeros, zeros, init_moments(CELO2_CONFIG, view))
-    assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    # JAX 0.12 asks for which one.
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(direction).trace(*arguments)
+        assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_an_unknown_kernel_is_refused():
