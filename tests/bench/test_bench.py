@@ -158,6 +158,8 @@ def test_plan_and_training_print_tables(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "plan.json").read_text())["figures"]["adamw"]["parameters"] == 4 * 12 * 64
     assert main(["bench", "training", "--preset", "adamw", "--rounds", "1", "--batch", "1"]) == 0
     assert "optimizer's share" in capsys.readouterr().out
+    assert main(["bench", "training", "--model", "blocks"]) == 2
+    assert "model = 'blocks'" in capsys.readouterr().err
     for mesh in ("fsdp", "fsdp=0", "fsdp=2,fsdp=2", "a b=2"):
         assert main(["bench", "plan", "--mesh", mesh]) == 2
         assert f"mesh = '{mesh}'" in capsys.readouterr().err

@@ -12,20 +12,12 @@ import jax
 import numpy as np
 import pytest
 from helpers import META_CONFIG as CONFIG
-from helpers import META_IMAGES, META_LABELS, assert_trees_close, assert_trees_equal
+from helpers import assert_trees_close, assert_trees_equal
 
 import celo2_harness as c2
 from celo2_harness._runs import InUseError, lock_folder
 from celo2_harness.metatrain import RunError, run_metatrain, saved_run, task_mesh
 from celo2_harness.metatrain import run as run_module
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for name, part in (("even", slice(0, None, 2)), ("odd", slice(1, None, 2))):
-        np.savez(folder / f"{name}_8x8.npz", train_images=META_IMAGES[part], train_labels=META_LABELS[part])
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import META_CONFIG, META_IMAGES, META_LABELS, assert_trees_equal
+from helpers import META_CONFIG, assert_trees_equal
 
 import celo2_harness as c2
 from celo2_harness import _runs
@@ -26,14 +26,6 @@ from celo2_harness.metatrain import (
 
 CONFIG = dataclasses.replace(META_CONFIG, iterations=4)
 EVERY = {"log_every": 1, "checkpoint_every": 1}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for name, part in (("even", slice(0, None, 2)), ("odd", slice(1, None, 2))):
-        np.savez(folder / f"{name}_8x8.npz", train_images=META_IMAGES[part], train_labels=META_LABELS[part])
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ from celo2_harness.bench import (
 from celo2_harness.cli._setup import input_errors, make_task
 from celo2_harness.evaluate import InputError
 from celo2_harness.evaluate.records import provenance
-from celo2_harness.tasks import MODELS
 
 # The peers that ratios refer to: Optax's own, not our presets of the same name.
 PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -52,8 +51,9 @@ class Config:
 
     measure: tyro.conf.Positional[Literal["step", "newton-schulz", "training", "plan"]] = "step"
     """What to measure."""
-    model: str = "blocks"
-    """Parameters: blocks (12.6 million), blocks-1m to blocks-100m, gpt2-12, gpt2-48, or a model of `celo2 train`."""
+    model: str | None = None
+    """Parameters: blocks (12.6 million, the default), blocks-1m to blocks-100m, gpt2-12, gpt2-48, or a model of
+    `celo2 train`; "training" takes only the last, by default nano."""
     preset: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--presets"])] = ()
     """Presets beside the two of Optax; by default all."""
     rounds: int = 10
@@ -89,13 +89,12 @@ def run(config: Config) -> int:
 
 
 def _step(config: Config) -> tuple[Table, dict[str, Any]]:
-    if config.model not in MODEL_SHAPES:
-        raise InputError(f"model = {config.model!r}: expected one of {', '.join(MODEL_SHAPES)}")
+    model, shapes = _shapes(config)
     optimizers = _optimizers(config)
     rounds = 0 if config.compile_only else config.rounds
     costs = measure_updates(
         optimizers,
-        MODEL_SHAPES[config.model](),
+        shapes,
         rounds=rounds,
         on_compiled=lambda name: _progress(f"compiled {name}"),
         on_round=lambda done: _progress(f"round {done} of {rounds}"),
@@ -115,7 +114,7 @@ def _step(config: Config) -> tuple[Table, dict[str, Any]]:
         )
     parameters = next(iter(costs.values())).parameter_bytes
     table.caption = (
-        f"{config.model}, {parameters / 1e6:.1f} MB of parameters, {rounds} rounds: medians and interquartile ranges;"
+        f"{model}, {parameters / 1e6:.1f} MB of parameters, {rounds} rounds: medians and interquartile ranges;"
         " temporaries and state relative to the parameters"
     )
     table.caption_justify = "left"
@@ -134,7 +133,7 @@ def _newton_schulz(config: Config) -> tuple[Table, dict[str, Any]]:
 
 
 def _training(config: Config) -> tuple[Table, dict[str, Any]]:
-    model = config.model if config.model in MODELS else "nano"
+    model = config.model or "nano"
     task = make_task(None, model, None, config.batch, "float32", "float32")
     times = measure_training(
         task,
@@ -154,13 +153,11 @@ def _training(config: Config) -> tuple[Table, dict[str, Any]]:
 
 
 def _plan(config: Config) -> tuple[Table, dict[str, Any]]:
-    if config.model not in MODEL_SHAPES:
-        raise InputError(f"model = {config.model!r}: expected one of {', '.join(MODEL_SHAPES)}")
     mesh = _mesh(config.mesh)
     places = math.prod(mesh.values())
     if places > 1:
         jax.config.update("jax_num_cpu_devices", places)
-    shapes = MODEL_SHAPES[config.model]()
+    model, shapes = _shapes(config)
     table = Table("MB per device", box=None, pad_edge=False, header_style="bold")
     for heading in (*Plan._fields, "total"):
         table.add_column(heading, justify="right")
@@ -169,9 +166,16 @@ def _plan(config: Config) -> tuple[Table, dict[str, Any]]:
         plan = plans[name] = plan_update(tx, shapes, mesh)
         table.add_row(name, *(f"{x / 1e6:.1f}" for x in (*plan, plan.total)))
         _progress(f"planned {name}")
-    table.caption = f"{config.model} on a mesh of {config.mesh}; temporaries as XLA plans them on CPU"
+    table.caption = f"{model} on a mesh of {config.mesh}; temporaries as XLA plans them on CPU"
     table.caption_justify = "left"
     return table, {name: plan._asdict() for name, plan in plans.items()}
+
+
+def _shapes(config: Config) -> tuple[str, Any]:
+    model = config.model or "blocks"
+    if model not in MODEL_SHAPES:
+        raise InputError(f"model = {model!r}: expected one of {', '.join(MODEL_SHAPES)}")
+    return model, MODEL_SHAPES[model]()
 
 
 def _mesh(text: str) -> dict[str, int]:

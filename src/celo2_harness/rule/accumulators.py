@@ -69,7 +69,7 @@ def clip_gradient(gradient: Float[Array, "*leaf"]) -> Float[Array, "*leaf"]:
 
 def clip(x: Float[Array, "*leaf"], bound: float) -> Float[Array, "*leaf"]:
     """x in [-bound, bound]."""
-    # Two instructions on a CPU; jnp.clip is five times as many there, for the sake of NaN and signed zeros.
+    # Comparisons and selections; jnp.clip costs more on a CPU, for the sake of NaN and signed zeros.
     x = jnp.where(x > bound, bound, x)
     return jnp.where(x < -bound, -bound, x)
 

@@ -72,7 +72,7 @@ def network(view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGro
     Source: arXiv 2602.19142, section 3 and appendix; the published code for constants.
     """
     theta = Theta(*map(jnp.asarray, theta))
-    # All units at once, on a new first axis: a sixth of the operations that XLA has to compile. It still evaluates
+    # All units at once, on a new first axis, is less for XLA to compile than one after the other. It still evaluates
     # every unit once per parameter, inside the one loop.
     parts = first_units(layer, group.channels, ...)
     units = [[(root, part[j]) for root, part in parts] for j in range(layer.weights.shape[1])]
@@ -121,5 +121,5 @@ def _affine(weights: Any, bias: Any, inputs: Sequence[Array], unit: int) -> Arra
 
 
 def _relu(x: Any) -> Array:
-    # One instruction on a CPU; jax.nn.relu is five there, for the sake of signed zeros.
+    # A comparison and a selection; the maximum in jax.nn.relu costs more on a CPU, for NaN and signed zeros.
     return jnp.where(x < 0.0, 0.0, x)
