@@ -90,14 +90,14 @@ def test_the_score_is_that_of_a_training_run():
     """The same as training with the package's own loop, by hand."""
     from celo2_harness import evaluate, harness
     from celo2_harness.cli._language_score import language_evaluation
-    from celo2_harness.cli._setup import make_task
+    from celo2_harness.tasks import make_language_model
 
     stopped = False
     judge = language_evaluation(
         every=1, variant="ortho", text=None, model="nano", steps=3, learning_rates=(1e-2, 1e-3), stop=lambda: stopped
     )
     weights = TINY  # compiles soon
-    task = make_task(None, "nano", None, 16, "float32", "float32")
+    task = make_language_model("nano", None, 16)
     losses = []
     for rate in (1e-2, 1e-3):
         tx = harness.build(preset="celo2_ortho", weights=weights, learning_rate=rate, total_steps=3, weight_decay=0.1)

@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 
 from celo2_harness import evaluate
-from celo2_harness.cli._setup import describe_task, make_optimizer, make_task
+from celo2_harness.cli._setup import input_errors, make_optimizer
 from celo2_harness.metatrain import Evaluation
 from celo2_harness.rule import Weights
+from celo2_harness.tasks import make_language_model
 
 # Which preset a variant's rule was trained for.
 _PRESETS = {"ortho": "celo2_ortho", "base": "celo2_base"}
@@ -44,7 +45,8 @@ def language_evaluation(
     """
     if every < 1 or not learning_rates:
         raise evaluate.InputError(f"eval_every = {every}, eval_learning_rates = {list(learning_rates)}: expected some")
-    task = make_task(text, model, None, _BATCH, "float32", "float32")
+    with input_errors():
+        task = make_language_model(model, text, _BATCH)
     optimizer = {"preset": _PRESETS[variant], "total_steps": steps, "weight_decay": 0.1}
     # Refused before the run starts, not at its first evaluation.
     for rate in learning_rates:
@@ -70,7 +72,7 @@ def language_evaluation(
         finite = [loss for loss in losses if jax.numpy.isfinite(loss)]
         return min(finite, default=float("nan"))
 
-    described = describe_task(task)
+    described = task.describe()
     settings = {
         "model": model,
         "text_sha256": described["text"]["sha256"],

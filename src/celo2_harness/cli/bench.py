@@ -28,9 +28,10 @@ from celo2_harness.bench import (
     median_ratio,
     plan_update,
 )
-from celo2_harness.cli._setup import input_errors, make_task
+from celo2_harness.cli._setup import input_errors
 from celo2_harness.evaluate import InputError
 from celo2_harness.evaluate.records import provenance
+from celo2_harness.tasks import make_language_model
 
 # The peers that ratios refer to: Optax's own, not our presets of the same name.
 PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -134,7 +135,8 @@ def _newton_schulz(config: Config) -> tuple[Table, dict[str, Any]]:
 
 def _training(config: Config) -> tuple[Table, dict[str, Any]]:
     model = config.model or "nano"
-    task = make_task(None, model, None, config.batch, "float32", "float32")
+    with input_errors():
+        task = make_language_model(model, None, config.batch)
     times = measure_training(
         task,
         _optimizers(config),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from celo2_harness.cli._progress import Display
-from celo2_harness.cli._setup import default_learning_rate, describe_task, make_optimizer, make_task
+from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.evaluate import (
     CompareConfig,
     Contender,
@@ -22,6 +22,7 @@ from celo2_harness.evaluate import (
     plot_comparison,
     summarize,
 )
+from celo2_harness.tasks import make_language_model
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,15 @@ class Config:
 def run(config: Config) -> int:
     """Compares; returns 0 when all runs are done, diverged ones included, and 130 if it was interrupted."""
     compare_config = CompareConfig(config.steps, config.seed, config.eval_every)
-    task = make_task(config.text, config.model, config.context, config.batch, config.dtype, config.param_dtype)
+    with input_errors():
+        task = make_language_model(
+            config.model,
+            config.text,
+            config.batch,
+            context=config.context,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+        )
     contenders = _contenders(config)
     total = len(contenders) * len(config.seed)
     with StopSignals() as stop, Display(task.tokens_per_batch) as display:
@@ -79,7 +88,7 @@ def run(config: Config) -> int:
             contenders,
             compare_config,
             config.out,
-            settings=describe_task(task),
+            settings=task.describe(),
             should_stop=lambda: stop.requested,
             on_start=lambda contender, seed: display.start(
                 f"{contender.name} {contender.learning_rate:g} seed {seed}", config.steps

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from celo2_harness.cli._progress import Display
-from celo2_harness.cli._setup import default_learning_rate, describe_task, make_optimizer, make_task
+from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.evaluate import StopSignals, TrainConfig, TrainResult, saved_options, train
 from celo2_harness.schedules import SCHEDULES
+from celo2_harness.tasks import make_language_model
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,15 @@ def run(config: Config) -> int:
     folder = _folder(config)
     train_config = TrainConfig(config.steps, config.seed, config.eval_every, config.log_every, config.checkpoint_every)
     rate = default_learning_rate(config.preset) if config.learning_rate is None else config.learning_rate
-    task = make_task(config.text, config.model, config.context, config.batch, config.dtype, config.param_dtype)
+    with input_errors():
+        task = make_language_model(
+            config.model,
+            config.text,
+            config.batch,
+            context=config.context,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+        )
     optimizer = {
         "preset": config.preset,
         "learning_rate": rate,
@@ -93,7 +102,7 @@ def run(config: Config) -> int:
             tx,
             train_config,
             folder,
-            settings=describe_task(task) | {"optimizer": optimizer},
+            settings=task.describe() | {"optimizer": optimizer},
             options=_options(config),
             title=f"{config.preset}, learning rate {rate:g}: {config.model}, {task.tokens_per_batch} bytes per step",
             resume=config.resume,

@@ -1,14 +1,17 @@
 """The language-model task: a GPT that learns the bytes of a text."""
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float32, Integer, UInt8
 
 from celo2_harness._types import Params
-from celo2_harness.tasks.gpt import GPTConfig, gpt_loss, init_gpt
-from celo2_harness.tasks.text import Text, sample_windows, spread_windows
+from celo2_harness.tasks.gpt import MODELS, GPTConfig, gpt_loss, init_gpt
+from celo2_harness.tasks.text import Text, default_text, read_text, sample_windows, spread_windows
 
 VALIDATION_BYTES = 16384
 """How many held-out bytes are predicted in one evaluation, at most."""
@@ -46,6 +49,19 @@ class LanguageModel:
         """How many bytes one batch predicts."""
         return self.batch_size * self.config.context
 
+    @property
+    def unit(self) -> str:
+        """Of the loss."""
+        return "nats per byte"
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the sizes of the model, the size and digest of the text, and the batch size."""
+        return {
+            "model": dataclasses.asdict(self.config),
+            "text": {"sha256": self.text.digest, "bytes": len(self.text.train) + len(self.text.held_out)},
+            "batch": self.batch_size,
+        }
+
     def init(self, key: jax.Array) -> Params:
         """Returns new parameters."""
         return init_gpt(self.config, key)
@@ -63,3 +79,39 @@ class LanguageModel:
     def validation(self) -> UInt8[np.ndarray, "count window"]:
         """Returns the held-out windows, the same for every seed and batch size."""
         return spread_windows(self.text.held_out, self.config.context, VALIDATION_BYTES)
+
+
+def make_language_model(
+    size: str,
+    data: Path | None,
+    batch: int,
+    *,
+    context: int | None = None,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+) -> LanguageModel:
+    """Returns the task of a size in `MODELS`.
+
+    Args:
+        size: The name of the model.
+        data: A text file, or None for the text that Python carries.
+        batch: Windows per batch.
+        context: Window length in bytes, or None for the model's.
+        dtype: What to compute in.
+        param_dtype: What to keep the parameters in.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: if there is no such model, or an option or the text does not fit it.
+    """
+    if size not in MODELS:
+        raise ValueError(f"model = {size!r}: expected one of {', '.join(MODELS)}")
+    config = MODELS[size]
+    config = dataclasses.replace(
+        config, context=config.context if context is None else context, dtype=dtype, param_dtype=param_dtype
+    )
+    return LanguageModel(
+        config, default_text(config.context) if data is None else read_text(data, config.context), batch
+    )

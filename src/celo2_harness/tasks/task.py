@@ -18,6 +18,15 @@ class Task(Protocol):
         """How many predictions one batch holds, for the speed shown as tokens per second."""
         ...
 
+    @property
+    def unit(self) -> str:
+        """What the loss is counted in, for tables and axes, such as "nats per byte"."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what determines the numbers, as JSON can hold it (model, data, batch): results differ by it."""
+        ...
+
     def init(self, key: jax.Array) -> Any:
         """Returns new parameters. Called once per run."""
         ...
