@@ -38,6 +38,9 @@ class Config:
     hf://owner/name, or a folder saved by the datasets library."""
     sets: tuple[str, ...] = ()
     """Image sets of the source; by default all."""
+    inner_text: Path | None = None
+    """Text file of the tasks on text, which --text-tasks asks for; by default the language reference that comes with
+    Python."""
     start_from: str | None = None
     """Weights to begin with: a bundled name or a file; by default random ones."""
     continue_from: Path | None = None
@@ -89,7 +92,18 @@ def _widths(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Prim
     )
 
 
-_RUN_OPTIONS = ("data", "sets", "start_from", "continue_from", "out", "resume", "checkpoint_every", "log_every")
+_RUN_OPTIONS = (
+    "data",
+    "sets",
+    "inner_text",
+    "start_from",
+    "continue_from",
+    "out",
+    "resume",
+    "checkpoint_every",
+    "log_every",
+)
+_FILES = ("text", "inner_text")
 # What a resumed run does not take from the run that it resumes.
 _NOT_SAVED = ("out", "resume", "start_from", "continue_from", "devices", "config")
 
@@ -102,8 +116,7 @@ def defaults(config: Config) -> Config:
             known = {field.name for field in dataclasses.fields(Config)} - set(_NOT_SAVED)
             options = {name: value for name, value in saved.options.items() if name in known}
             options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
-            if options.get("text") is not None:
-                options["text"] = Path(options["text"])
+            options |= {name: Path(options[name]) for name in _FILES if options.get(name) is not None}
             return Config(config=saved.config, **options)
         if config.continue_from is not None:
             return Config(config=load_portable(config.continue_from).config)
@@ -218,7 +231,7 @@ def _options(config: Config) -> dict[str, Any]:
     options = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in _NOT_SAVED
     }
-    options["text"] = None if config.text is None else str(config.text.absolute())
+    options |= {name: str(options[name].absolute()) for name in _FILES if options[name] is not None}
     if Path(config.data).exists():
         options["data"] = str(Path(config.data).absolute())
     return options

@@ -28,6 +28,7 @@ def make_card(name: str, weights: Weights) -> str:
         "variant": config["variant"],
         "numbers": str(sum(np.size(x) for x in weights.theta)),
         "data": f"{', '.join(facts['sets'])}; SHA-256 of pixels and labels `{facts['data_sha256']}`",
+        **({"text": f"SHA-256 `{facts['text_sha256']}`"} if "text_sha256" in facts else {}),
         "start": _start(facts),
         "iterations": f"theta of iteration {facts['iterations']:,} of {config['iterations']:,}, seed {config['seed']}",
         "choice": _choice(facts),
@@ -36,6 +37,7 @@ def make_card(name: str, weights: Weights) -> str:
         "time": f"{facts['seconds']:,.0f} s on {facts['device']}",
         "meta-loss": _losses(facts["final_meta_loss"]),
         "versions": ", ".join(f"{package} {version}" for package, version in facts["versions"].items()),
+        **_digest(facts),
         "commit": f"`{facts['commit']}`" if facts["commit"] else "not run from a checkout",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -46,6 +48,12 @@ def _start(facts: Any) -> str:
     if facts["continue_from"]:
         return f"`{facts['continue_from']}`, continued"
     return f"the weights `{facts['start_from']}`" if facts["start_from"] else "random numbers"
+
+
+def _digest(facts: Any) -> dict[str, str]:
+    """What `benchmarks/reproduce_weights.py` checks."""
+    digest = facts.get("theta_digest")
+    return {f"SHA-256 of theta at iteration {digest['iteration']}": f"`{digest['sha256']}`"} if digest else {}
 
 
 def _choice(facts: Any) -> str:

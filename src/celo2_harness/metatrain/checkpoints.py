@@ -144,7 +144,7 @@ def _tuples(value: Any) -> Any:
 def fit_to(like: Any, saved: Any, where: str) -> Any:
     """Nested dicts as a tree of the structure, shapes and types of `like`."""
     try:
-        tree = flax.serialization.from_state_dict(like, saved)
+        tree = flax.serialization.from_state_dict(like, _with_nones(flax.serialization.to_state_dict(like), saved))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{where}: another structure than this run has ({error}).") from None
     for (path, wanted), got in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(tree), strict=True):
@@ -154,6 +154,14 @@ def fit_to(like: Any, saved: Any, where: str) -> Any:
                 f" {wanted.dtype} {wanted.shape}."
             )
     return jax.tree.map(jax.numpy.asarray, tree)
+
+
+def _with_nones(like: Any, saved: Any) -> Any:
+    """Nested dicts with None for what `like` has as None and a file of an earlier version lacks."""
+    if not isinstance(like, Mapping) or not isinstance(saved, Mapping):
+        return saved
+    absent = {name: None for name, value in like.items() if value is None and name not in saved}
+    return {name: _with_nones(like.get(name), value) for name, value in saved.items()} | absent
 
 
 def _pack(content: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Literal, cast, get_args
 
+from celo2_harness.metatrain.augmentation import AUGMENTATIONS
+from celo2_harness.metatrain.estimators import ESTIMATORS
+from celo2_harness.metatrain.inner_schedules import INNER_SCHEDULES
+from celo2_harness.metatrain.outer_optimizers import OUTER_OPTIMIZERS, OUTER_SCHEDULES
 from celo2_harness.rule import Normalization, RuleConfig
 
 
@@ -17,7 +21,11 @@ class MetaTrainConfig:
       widths: layer widths of the inner network; or several such tuples, over which the tasks of each set are spread (as
         words: 64 32 10, or 64-32-10 64-64-10).
       batch: images per inner step.
+      smallest_batch: batch sizes are log-uniform in [smallest_batch, batch], drawn per unroll, on text in proportion;
+        None: always batch.
       tasks_per_set: inner tasks per image set, each an antithetic pair.
+      text_tasks: inner tasks on text, besides those on images; 0: none.
+      text_batch: windows per inner step of a task on text.
       inner_learning_rates: (lowest, highest) step size of the inner update, drawn log-uniformly per task.
       inner_schedule: of the step size over an unroll, out of `INNER_SCHEDULES`: "constant", or "warmup_cosine" over the
         unroll's own length.
@@ -47,7 +55,10 @@ class MetaTrainConfig:
     hidden: int = 8
     widths: tuple[int, ...] | tuple[tuple[int, ...], ...] = (64, 32, 10)
     batch: int = 64
+    smallest_batch: int | None = None
     tasks_per_set: int = 8
+    text_tasks: int = 0
+    text_batch: int = 8
     inner_learning_rates: tuple[float, float] = (1e-3, 1e-3)
     inner_schedule: str = "constant"
     inner_warmup: float = 0.05
@@ -76,12 +87,6 @@ class MetaTrainConfig:
         return cast(tuple[tuple[int, ...], ...], self.widths)
 
     def __post_init__(self) -> None:
-        # The tables lie in modules that take this class as an argument.
-        from celo2_harness.metatrain.augmentation import AUGMENTATIONS
-        from celo2_harness.metatrain.estimators import ESTIMATORS
-        from celo2_harness.metatrain.inner import INNER_SCHEDULES
-        from celo2_harness.metatrain.outer import OUTER_OPTIMIZERS, OUTER_SCHEDULES
-
         choices = {
             "variant": ("ortho", "base"),
             "estimator": ESTIMATORS,
@@ -99,9 +104,15 @@ class MetaTrainConfig:
                 f"rule.normalization = {self.rule.normalization!r}, expected one of"
                 f" {', '.join(get_args(Normalization))}."
             )
-        for name in ("hidden", "batch", "tasks_per_set", "shortest_unroll", "truncation", "iterations"):
+        for name in ("hidden", "batch", "tasks_per_set", "text_batch", "shortest_unroll", "truncation", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1.")
+        if self.text_tasks < 0:
+            raise ValueError(f"text_tasks = {self.text_tasks}, expected at least 0.")
+        if self.smallest_batch is not None and not 1 <= self.smallest_batch <= self.batch:
+            raise ValueError(
+                f"smallest_batch = {self.smallest_batch}, expected at least 1 and at most batch = {self.batch}."
+            )
         if self.estimator != "full" and self.truncation > self.shortest_unroll:
             raise ValueError(
                 f"truncation = {self.truncation} must not exceed shortest_unroll = {self.shortest_unroll}: an unroll"

@@ -18,17 +18,39 @@ evolution strategies, ICML 2021.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.problem import Clock, InnerProblem
 
 # Any tree of arrays: the rule's numbers, or something of their shape.
 Numbers = Any
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """What an estimator asks of a run: the fields of `MetaTrainConfig` with these names."""
+
+    @property
+    def shortest_unroll(self) -> int: ...
+
+    @property
+    def longest_unroll(self) -> int: ...
+
+    @property
+    def truncation(self) -> int: ...
+
+    @property
+    def sigma(self) -> float: ...
+
+    @property
+    def meta_loss(self) -> Literal["mean", "last"]: ...
+
+    @property
+    def last_part(self) -> float: ...
 
 
 class TaskState(NamedTuple):
@@ -51,15 +73,17 @@ class Estimate(NamedTuple):
     restarted: Bool[Array, ""]
 
 
+# (settings, problem, theta, key) -> the first state of a task.
+Init = Callable[[Settings, InnerProblem, Numbers, Array], TaskState | None]
+# (settings, problem, theta, state, data, which, key) -> one outer iteration of a task on data set `which`.
+Iterate = Callable[[Settings, InnerProblem, Numbers, TaskState | None, Any, Int[Array, ""], Array], Estimate]
+
+
 class Estimator(NamedTuple):
-    """An estimator for one task, to be vectorised over tasks.
+    """An estimator for one task, to be vectorised over tasks."""
 
-    `init` (config, problem, theta, key) gives the task's first state; `estimate` (config, problem, theta, state, data,
-    which, key) runs one outer iteration on data set `which`.
-    """
-
-    init: Callable[[MetaTrainConfig, InnerProblem, Numbers, Array], TaskState | None]
-    estimate: Callable[[MetaTrainConfig, InnerProblem, Numbers, TaskState | None, Any, Array, Array], Estimate]
+    init: Init
+    estimate: Iterate
 
 
 def bounded_loss(loss: Float[Array, "*n"], bound: float) -> Float[Array, "*n"]:
@@ -67,7 +91,7 @@ def bounded_loss(loss: Float[Array, "*n"], bound: float) -> Float[Array, "*n"]:
     return jnp.clip(jnp.where(jnp.isnan(loss), bound, loss), 0.0, bound)
 
 
-def step_weight(config: MetaTrainConfig, clock: Clock) -> Float[Array, ""]:
+def step_weight(config: Settings, clock: Clock) -> Float[Array, ""]:
     """w: 1 for the mean of an unroll; for its end, 1 / `last_part` in that last part of it and 0 before."""
     if config.meta_loss == "mean":
         return jnp.ones_like(clock.step, jnp.float32)
@@ -101,7 +125,7 @@ def _step_pair(
     return unrolls, bounded_loss(losses, problem.loss_bound)
 
 
-def _fresh(config: MetaTrainConfig, problem: InnerProblem, key: Array) -> tuple[Any, Clock]:
+def _fresh(config: Settings, problem: InnerProblem, key: Array) -> tuple[Any, Clock]:
     """A new pair of unrolls, and its length, log-uniform in [shortest_unroll, longest_unroll]."""
     unroll_key, length_key = jax.random.split(key)
     low, high = jnp.log(config.shortest_unroll), jnp.log(config.longest_unroll)
@@ -109,7 +133,7 @@ def _fresh(config: MetaTrainConfig, problem: InnerProblem, key: Array) -> tuple[
     return _pair(problem.fresh(unroll_key)), Clock(jnp.zeros([], jnp.int32), length)
 
 
-def _init_truncated(config: MetaTrainConfig, problem: InnerProblem, theta: Numbers, key: Array) -> TaskState:
+def _init_truncated(config: Settings, problem: InnerProblem, theta: Numbers, key: Array) -> TaskState:
     """A fresh pair whose step counter starts at a random offset, so that tasks do not restart together."""
     fresh_key, offset_key = jax.random.split(key)
     unrolls, clock = _fresh(config, problem, fresh_key)
@@ -119,7 +143,7 @@ def _init_truncated(config: MetaTrainConfig, problem: InnerProblem, theta: Numbe
 
 def _truncated(
     persistent: bool,
-    config: MetaTrainConfig,
+    config: Settings,
     problem: InnerProblem,
     theta: Numbers,
     state: TaskState | None,
@@ -161,13 +185,13 @@ def _truncated(
     )
 
 
-def _init_full(config: MetaTrainConfig, problem: InnerProblem, theta: Numbers, key: Array) -> None:
+def _init_full(config: Settings, problem: InnerProblem, theta: Numbers, key: Array) -> None:
     """Whole unrolls leave nothing behind."""
     del config, problem, theta, key
 
 
 def _full(
-    config: MetaTrainConfig,
+    config: Settings,
     problem: InnerProblem,
     theta: Numbers,
     state: TaskState | None,

@@ -1,7 +1,8 @@
-"""The inner problem of the paper: a small network that learns to classify 8x8 images under the rule."""
+"""Training inside: what all inner problems share, and the paper's, a small network that classifies 8x8 images."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,35 +11,25 @@ from jaxtyping import Array, Float, Int
 
 from celo2_harness.metatrain.augmentation import draw_log_alphas
 from celo2_harness.metatrain.config import MetaTrainConfig
+from celo2_harness.metatrain.inner_schedules import INNER_SCHEDULES
 from celo2_harness.metatrain.problem import Clock, TaskGroup
-from celo2_harness.metatrain.update import apply_update, init_update
+from celo2_harness.metatrain.update import Views, apply_update, init_update
 from celo2_harness.rule import MatrixView, Theta, default_view
-from celo2_harness.tasks.image_mlp import Mlp, init_mlp, mlp_loss
+from celo2_harness.tasks.image_mlp import init_mlp, mlp_loss
 from celo2_harness.tasks.images import CLASSES, ImageSets
 
 
 class Unroll(NamedTuple):
-    """One inner training run: parameters (divided by alpha), optimizer state per leaf, and its task's constants."""
+    """One inner training run: parameters (divided by alpha), optimizer state per leaf, and its task's constants.
 
-    params: Mlp
+    `batch_part` is the part of a full batch that counts, None for all of it.
+    """
+
+    params: Any
     state: tuple[Any, ...]
     alphas: list[Float[Array, "..."]]
     learning_rate: Float[Array, ""]
-
-
-def _constant(step: Array, length: Array, warmup: float) -> Array:
-    del length, warmup
-    return jnp.ones_like(step, jnp.float32)
-
-
-def _warmup_cosine(step: Array, length: Array, warmup: float) -> Array:
-    rising = jnp.maximum(warmup * length, 1.0)
-    place = jnp.clip((step - rising) / jnp.maximum(length - rising, 1.0), 0.0, 1.0)
-    return jnp.where(step < rising, step / rising, 0.5 * (1.0 + jnp.cos(math.pi * place)))
-
-
-# Factor of the inner step size at a step of an unroll of some length, with warm-up over a part of it.
-INNER_SCHEDULES = {"constant": _constant, "warmup_cosine": _warmup_cosine}
+    batch_part: Float[Array, ""] | None
 
 
 def kernel_view(shape: tuple[int, ...]) -> MatrixView:
@@ -50,6 +41,91 @@ def kernel_view(shape: tuple[int, ...]) -> MatrixView:
     ((0, 1), (1, 0), (1, 0))
     """
     return default_view(shape)._replace(factored=(0, 1) if shape[1] > shape[0] else (1, 0))
+
+
+def new_unroll(config: MetaTrainConfig, views: Views, init: Callable[[Array], Any], key: Array) -> Unroll:
+    """A new task: initial parameters, zero state, and what is drawn once per task.
+
+    Args:
+      config: the run.
+      views: of each leaf, None for Adam.
+      init: key -> parameters.
+      key: randomness of the task.
+    """
+    params_key, alpha_key, rate_key = jax.random.split(key, 3)
+    leaves, treedef = jax.tree.flatten(init(params_key))
+    logarithms = draw_log_alphas(config.augmentation_level, config.augmentation, alpha_key, [x.shape for x in leaves])
+    # A quotient would be rounded one way or the other, as the program around it happens to be compiled; and in
+    # training by Newton-Schulz one bit grows to order one within an outer iteration.
+    leaves = [leaf * jnp.exp(-x) for leaf, x in zip(leaves, logarithms, strict=True)]
+    low, high = (math.log(rate) for rate in config.inner_learning_rates)
+    batch_part = None
+    if config.smallest_batch is not None:
+        smallest = math.log(config.smallest_batch / config.batch)
+        # A fourth key, beside the three above.
+        batch_part = jnp.exp(jax.random.uniform(jax.random.fold_in(key, 3), (), minval=smallest, maxval=0.0))
+    return Unroll(
+        params=treedef.unflatten(leaves),
+        state=init_update(config.rule, views, leaves),
+        alphas=[jnp.exp(x) for x in logarithms],
+        learning_rate=jnp.exp(jax.random.uniform(rate_key, (), minval=low, maxval=high)),
+        batch_part=batch_part,
+    )
+
+
+def batch_weights(part: Float[Array, ""] | None, batch: int) -> Float[Array, " batch"] | None:
+    """Weights that make a smaller batch of the first examples of a full one; they sum to 1. None without a part.
+
+    >>> batch_weights(jnp.array(0.5), 4).tolist()
+    [0.5, 0.5, 0.0, 0.0]
+    """
+    if part is None:
+        return None
+    size = jnp.clip(jnp.round(part * batch), 1.0, batch)
+    return jnp.where(jnp.arange(batch) < size, 1.0 / size, 0.0)
+
+
+def training_step(
+    config: MetaTrainConfig,
+    views: Views,
+    theta: Theta,
+    state: Unroll,
+    clock: Clock,
+    loss_fn: Callable[[Any], Float[Array, ""]],
+) -> tuple[Unroll, Float[Array, ""]]:
+    """One step of the rule on a loss of the parameters at their true scale.
+
+    Args:
+      config: the run.
+      views: as in `new_unroll`.
+      theta: the rule's numbers.
+      state: before the step.
+      clock: where the unroll stands.
+      loss_fn: training loss of the step's batch.
+
+    Returns:
+      The unroll after the step, and the training loss before it.
+    """
+    leaves, treedef = jax.tree.flatten(state.params)
+
+    def scaled_loss(leaves: list[Array]) -> Float[Array, ""]:
+        return loss_fn(treedef.unflatten([leaf * alpha for leaf, alpha in zip(leaves, state.alphas, strict=True)]))
+
+    loss, gradients = jax.value_and_grad(scaled_loss)(leaves)
+    factor = INNER_SCHEDULES[config.inner_schedule](clock.step, clock.length, config.inner_warmup)
+    leaves, update_state = apply_update(
+        rule=config.rule,
+        views=views,
+        orthogonalize=config.variant == "ortho",
+        theta=theta,
+        leaves=leaves,
+        gradients=gradients,
+        state=state.state,
+        count=clock.step,
+        step_size=state.learning_rate * factor,
+        adam_factor=config.adam_factor,
+    )
+    return state._replace(params=treedef.unflatten(leaves), state=update_state), loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +147,7 @@ class ImageProblem:
 
     def fresh(self, key: Array) -> Unroll:
         """A new task: initial parameters, zero state, alphas and step size."""
-        config = self.config
-        params_key, alpha_key, rate_key = jax.random.split(key, 3)
-        leaves, treedef = jax.tree.flatten(init_mlp(params_key, self.widths))
-        logarithms = draw_log_alphas(
-            config.augmentation_level, config.augmentation, alpha_key, [x.shape for x in leaves]
-        )
-        # A quotient would be rounded one way or the other, as the program around it happens to be compiled; and in
-        # training by Newton-Schulz one bit grows to order one within an outer iteration.
-        leaves = [leaf * jnp.exp(-x) for leaf, x in zip(leaves, logarithms, strict=True)]
-        low, high = (math.log(rate) for rate in config.inner_learning_rates)
-        return Unroll(
-            params=treedef.unflatten(leaves),
-            state=init_update(config.rule, self._views(leaves), leaves),
-            alphas=[jnp.exp(x) for x in logarithms],
-            learning_rate=jnp.exp(jax.random.uniform(rate_key, (), minval=low, maxval=high)),
-        )
+        return new_unroll(self.config, self._views(), lambda k: init_mlp(k, self.widths), key)
 
     def sample(self, data: ImageSets, which: Int[Array, ""], key: Array) -> Int[Array, " batch"]:
         """Rows of a batch drawn with replacement from set `which`."""
@@ -100,33 +161,15 @@ class ImageProblem:
         Returns:
           The unroll after the step, and the training loss before it.
         """
-        config = self.config
         images, labels = data.images[batch].astype(jnp.float32) / 255.0, data.labels[batch]
-        leaves, treedef = jax.tree.flatten(state.params)
+        weights = batch_weights(state.batch_part, self.config.batch)
+        loss_fn = lambda params: mlp_loss(params, images, labels, weights)
+        return training_step(self.config, self._views(), theta, state, clock, loss_fn)
 
-        def loss_fn(leaves: list[Array]) -> Float[Array, ""]:
-            scaled = [leaf * alpha for leaf, alpha in zip(leaves, state.alphas, strict=True)]
-            return mlp_loss(treedef.unflatten(scaled), images, labels)
-
-        loss, gradients = jax.value_and_grad(loss_fn)(leaves)
-        factor = INNER_SCHEDULES[config.inner_schedule](clock.step, clock.length, config.inner_warmup)
-        leaves, update_state = apply_update(
-            rule=config.rule,
-            views=self._views(leaves),
-            orthogonalize=config.variant == "ortho",
-            theta=theta,
-            leaves=leaves,
-            gradients=gradients,
-            state=state.state,
-            count=clock.step,
-            step_size=state.learning_rate * factor,
-            adam_factor=config.adam_factor,
-        )
-        return state._replace(params=treedef.unflatten(leaves), state=update_state), loss
-
-    def _views(self, leaves: list[Array]) -> list[MatrixView | None]:
-        vectors = default_view if self.config.variant == "base" else lambda shape: None
-        return [kernel_view(leaf.shape) if leaf.ndim == 2 else vectors(leaf.shape) for leaf in leaves]
+    def _views(self) -> list[MatrixView | None]:
+        bias = default_view if self.config.variant == "base" else lambda shape: None
+        layers = zip(self.widths[:-1], self.widths[1:], strict=True)
+        return [view for i, o in layers for view in (kernel_view((o, i)), bias((o,)))]
 
 
 def image_groups(config: MetaTrainConfig, sets: int) -> tuple[TaskGroup, ...]:

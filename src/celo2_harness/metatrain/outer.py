@@ -12,12 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.estimators import Numbers
-from celo2_harness.metatrain.inner import image_groups
+from celo2_harness.metatrain.groups import image_sets_of, run_groups
+from celo2_harness.metatrain.outer_optimizers import OUTER_OPTIMIZERS, OUTER_SCHEDULES
 from celo2_harness.metatrain.problem import TaskGroup
 from celo2_harness.metatrain.tasks import TasksMetrics, init_tasks, replicated, task_sharding, tasks_gradient
 from celo2_harness.rule import Theta, channel_counts
-
-WARMUP = 0.02
 
 
 class MetaTrainState(NamedTuple):
@@ -52,36 +51,6 @@ def init_theta(config: MetaTrainConfig, key: Array) -> Theta:
     )
 
 
-def _warmup(peak: float, iterations: int) -> tuple[optax.Schedule, int]:
-    steps = max(1, round(WARMUP * iterations))
-    return optax.linear_schedule(0.0, peak, steps), steps
-
-
-def _cosine(peak: float, iterations: int) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, round(WARMUP * iterations)), iterations)
-
-
-def _linear(peak: float, iterations: int) -> optax.Schedule:
-    rising, steps = _warmup(peak, iterations)
-    return optax.join_schedules([rising, optax.linear_schedule(peak, 0.0, max(1, iterations - steps))], [steps])
-
-
-# (peak learning rate, outer iterations) -> Optax schedule.
-OUTER_SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
-    "constant": lambda peak, iterations: optax.constant_schedule(peak),
-    "cosine": _cosine,
-    "linear": _linear,
-}
-
-# (schedule, weight decay) -> Optax optimizer, without clipping.
-OUTER_OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
-    "adamw": lambda rate, decay: optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=decay),
-    "adam": lambda rate, decay: optax.adam(rate, b1=0.9, b2=0.999),
-    "nadamw": lambda rate, decay: optax.nadamw(rate, b1=0.9, b2=0.999, weight_decay=decay),
-    "sgd": lambda rate, decay: optax.sgd(rate, momentum=0.9),
-}
-
-
 def outer_optimizer(config: MetaTrainConfig) -> optax.GradientTransformation:
     """The optimizer of theta that the config names."""
     schedule = OUTER_SCHEDULES[config.outer_schedule](config.outer_learning_rate, config.iterations)
@@ -103,7 +72,7 @@ def init_metatrain(
       config: the run.
       sets: how many image sets there are.
       optimizer: of theta, instead of the one that the config names.
-      groups: tasks, instead of the config's networks on the image sets.
+      groups: tasks, instead of the config's.
       theta: to begin with, instead of random numbers.
       mesh: devices that the tasks are spread over, as `task_mesh` gives it; `metatrain_step` needs the same.
     """
@@ -125,7 +94,7 @@ def _init(
         iteration=jnp.zeros([], jnp.int32),
         theta=start,
         outer=(optimizer or outer_optimizer(config)).init(start),
-        tasks=init_tasks(config, groups or image_groups(config, sets), start, tasks_key),
+        tasks=init_tasks(config, groups or run_groups(config, sets), start, tasks_key),
     )
 
 
@@ -185,7 +154,7 @@ def metatrain_step(
     Args:
       config: the run.
       state: as `init_metatrain` and this function return it; its memory is reused.
-      data: image sets, or what the problems of `groups` sample from.
+      data: image sets, with `text_tasks` an `InnerData`, or what the problems of `groups` sample from.
       optimizer: as in `init_metatrain`.
       groups: as in `init_metatrain`.
       mesh: as in `init_metatrain`. The result does not depend on it.
@@ -208,7 +177,7 @@ def _step(
     groups: tuple[TaskGroup, ...] | None,
     mesh: Mesh | None,
 ) -> tuple[MetaTrainState, MetaTrainMetrics]:
-    groups = image_groups(config, data.starts.shape[0]) if groups is None else groups
+    groups = run_groups(config, image_sets_of(config, data)) if groups is None else groups
     key = jax.random.fold_in(jax.random.key(config.seed), 1 + state.iteration)
     gradient, tasks, metrics = tasks_gradient(config, groups, state.theta, state.tasks, data, key, mesh)
     updates, outer = (optimizer or outer_optimizer(config)).update(gradient, state.outer, state.theta)

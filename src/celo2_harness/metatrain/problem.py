@@ -49,8 +49,10 @@ class TaskGroup(NamedTuple):
       problem: what they train.
       tasks: a number per task, its own in all groups; its randomness depends on it, and on no other task.
       sets: the data set of each task.
+      part: name of the part of the data that the problem samples from; None: all of it.
     """
 
     problem: Any
     tasks: tuple[int, ...]
     sets: tuple[int, ...]
+    part: str | None = None

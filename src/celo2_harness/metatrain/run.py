@@ -28,7 +28,7 @@ from celo2_harness.metatrain.checkpoints import (
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.errors import RunError
 from celo2_harness.metatrain.evaluations import Evaluation, Judge
-from celo2_harness.metatrain.inner import image_groups
+from celo2_harness.metatrain.groups import TEXT_SET, InnerData, run_groups
 from celo2_harness.metatrain.outer import (
     MetaTrainMetrics,
     MetaTrainState,
@@ -39,11 +39,15 @@ from celo2_harness.metatrain.outer import (
 )
 from celo2_harness.metatrain.processes import agreed, gathered, is_first
 from celo2_harness.metatrain.tasks import fitting_mesh
+from celo2_harness.metatrain.text import TEXT_MODEL, text_classes
 from celo2_harness.rule import Theta, Weights, load_weights
 from celo2_harness.tasks.images import ImageSets, load_image_sets
+from celo2_harness.tasks.text import default_text, read_text
 
 METRICS_FILE = "metrics.jsonl"
 WEIGHTS_FILE = "weights.celo2"
+DIGEST_AFTER = 100
+"""After how many iterations of a run, or at its end if that is sooner, the digest of theta is recorded."""
 
 
 class SavedRun(NamedTuple):
@@ -83,6 +87,7 @@ def run_metatrain(
     out: str | Path,
     *,
     sets: tuple[str, ...] = (),
+    inner_text: str | Path | None = None,
     start_from: str | None = None,
     continue_from: str | Path | None = None,
     resume: bool = False,
@@ -108,6 +113,7 @@ def run_metatrain(
       out: the run folder: `metrics.jsonl`, `checkpoints/`, `portable.msgpack`, and at the end `weights.celo2` with its
         card `weights.md`; with `evaluation` also `evaluations.jsonl` and `snapshots/`.
       sets: names of the image sets; empty for all of the source.
+      inner_text: a text file for the tasks on text (`text_tasks`); None: the text that Python carries.
       start_from: weights to begin with (see `load_weights`), of the configuration of `config`; None: random ones.
       continue_from: a `portable.msgpack` whose theta, outer optimizer and iteration a new run goes on from.
       resume: go on from the folder's newest checkpoint, to the bits of a run that was never stopped.
@@ -128,6 +134,7 @@ def run_metatrain(
 
     Raises:
       DataError: unusable data.
+      ValueError: an unusable text.
       RunError: the folder holds a run (without `resume`), none (with it), or a run of another config or data; or it
         cannot be written. The checkpoints in it stay whole in every case.
       InUseError: another process works in the folder.
@@ -138,26 +145,31 @@ def run_metatrain(
     if start_from is not None and continue_from is not None:
         raise RunError("start_from and continue_from exclude each other: the second brings its own theta.")
     images, names = load_image_sets(data, sets)
+    held, facts = _with_text(config, images, names, inner_text)
+    count = len(names)
     out = Path(out)
     header = {
         "config": dataclasses.asdict(config),
         "start_from": start_from,
         "continue_from": None if continue_from is None else str(continue_from),
         "sets": list(names),
-        "data_sha256": _digest(images),
+        "data_sha256": data_digest(images),
+        **facts,
     }
+    shown = (*names, TEXT_SET) if config.text_tasks else names
     first = is_first()
-    mesh = _mesh(mesh, config, len(names), warn)
+    mesh = _mesh(mesh, config, count, warn)
     with _write_errors(out):
         if first:
             _open_folder(out, resume)
         with lock_folder(out) if first else nullcontext():
             if not first:
-                state, lines = init_metatrain(config, len(names)), ["{}"]
+                state, lines = init_metatrain(config, count), ["{}"]
             elif resume:
-                state, header, lines = _resume(out, header, config, len(names), warn)
+                state, header, lines = _resume(out, header, config, count, warn)
             else:
-                state = _first_state(config, len(names), start_from, continue_from, header, warn)
+                state = _first_state(config, count, start_from, continue_from, header, warn)
+                header["first_iteration"] = int(state.iteration)
                 # First of all, so that a run can always be resumed, without the file that it came from.
                 save_state(out, state, header)
                 more = {"options": dict(options or {}), "devices": 1 if mesh is None else mesh.size}
@@ -167,9 +179,10 @@ def run_metatrain(
             # Through NumPy, whether it comes from a checkpoint or not, so that a resumed run executes the same program.
             state = agreed(state)
             state = jax.tree.map(jax.numpy.asarray, state) if mesh is None else place_state(state, mesh)
-            images = images if mesh is None else place_data(images, mesh)
+            held = held if mesh is None else place_data(held, mesh)
             done = int(state.iteration)
-            run = _Run(config, out, header, names, json.loads(lines[-1]))
+            run = _Run(config, out, header, shown, json.loads(lines[-1]))
+            run.record(state)
             if done == config.iterations and agreed((out / WEIGHTS_FILE).exists()):
                 return load_weights(out / WEIGHTS_FILE) if first else run.weights(state)
             judge = Judge(out, evaluation if first else None, config.iterations)
@@ -178,9 +191,11 @@ def run_metatrain(
             if agreed(judge.due(done) and not run.evaluate(judge, state, on_evaluation)):
                 return None
             for iteration in range(done + 1, config.iterations + 1):
-                state, metrics = metatrain_step(config, state, images, mesh=mesh)
+                state, metrics = metatrain_step(config, state, held, mesh=mesh)
                 last = iteration == config.iterations
                 run.count(metrics)
+                if iteration == run.digest_at:
+                    run.record(state)
                 if first and (iteration % log_every == 0 or last):
                     on_log(run.log(iteration))
                 stopped, due = agreed((first and stop(), judge.due(iteration)))
@@ -212,13 +227,30 @@ def _mesh(mesh: Mesh | None, config: MetaTrainConfig, sets: int, warn: Callable[
     """As much of the mesh as the tasks fill evenly; a mesh over several processes has to fit as it is."""
     if mesh is None or jax.process_count() > 1:
         return mesh
-    fitting = fitting_mesh(mesh, image_groups(config, sets))
+    fitting = fitting_mesh(mesh, run_groups(config, sets))
     if fitting.size < mesh.size:
+        text = f", text_tasks = {config.text_tasks}" if config.text_tasks else ""
         warn(
-            f"the tasks of {sets} sets (tasks_per_set = {config.tasks_per_set}, {len(config.networks)} networks) cannot"
-            f" be spread evenly over {mesh.size} devices; {fitting.size} are used."
+            f"the tasks of {sets} sets (tasks_per_set = {config.tasks_per_set}, {len(config.networks)} networks{text})"
+            f" cannot be spread evenly over {mesh.size} devices; {fitting.size} are used."
         )
     return fitting
+
+
+def _with_text(
+    config: MetaTrainConfig, images: ImageSets, names: tuple[str, ...], source: str | Path | None
+) -> tuple[ImageSets | InnerData, dict[str, Any]]:
+    """The data of a run, and what the header says of its text."""
+    if not config.text_tasks:
+        if source is not None:
+            raise RunError(
+                f"inner_text = {str(source)!r}: there are no tasks on text; give text_tasks, 8 for instance."
+            )
+        return images, {}
+    if TEXT_SET in names:
+        raise RunError(f"sets: an image set is called {TEXT_SET!r}, as the tasks on text are; give it another name.")
+    text = default_text(TEXT_MODEL.context) if source is None else read_text(source, TEXT_MODEL.context)
+    return InnerData(images, text_classes(text)), {"text_sha256": text.digest}
 
 
 class _Run:
@@ -231,6 +263,16 @@ class _Run:
         self._started = time.monotonic() - line.get("seconds", 0.0)
         self._recent: list[MetaTrainMetrics] = []
         self._timed: tuple[float, int] | None = None
+
+    @property
+    def digest_at(self) -> int:
+        """The iteration whose theta can be checked by `benchmarks/reproduce_weights.py`."""
+        return min(self._header.get("first_iteration", 0) + DIGEST_AFTER, self._config.iterations)
+
+    def record(self, state: MetaTrainState) -> None:
+        """Puts the digest of theta into the header, for checkpoints, metrics and weights, if it is its iteration's."""
+        if int(state.iteration) == self.digest_at:
+            self._header["theta_digest"] = {"iteration": self.digest_at, "sha256": theta_digest(state.theta)}
 
     def count(self, metrics: MetaTrainMetrics) -> None:
         """Takes in an iteration. The first one compiles, so that speed is counted from its end."""
@@ -245,6 +287,7 @@ class _Run:
         mean = jax.tree.map(lambda *x: np.mean([np.asarray(v) for v in x], axis=0), *self._recent)
         now, (since, before) = time.monotonic(), self._timed
         counted = len(self._recent) - before
+        before_this, digest = self._line.get("iteration", 0), self._header.get("theta_digest")
         self._line = {
             "iteration": iteration,
             "meta_loss": dict(zip(self._names, (float(x) for x in mean.tasks.meta_loss), strict=True)),
@@ -254,6 +297,8 @@ class _Run:
             "seconds": now - self._started,
             "iterations_per_second": counted / (now - since) if counted else None,
         }
+        if digest and before_this < digest["iteration"] <= iteration:
+            self._line["theta_digest"] = digest
         self._recent, self._timed = [], (now, 0)
         with (self._out / METRICS_FILE).open("a") as file:
             file.write(json.dumps(self._line) + "\n")
@@ -297,7 +342,13 @@ def _write_errors(out: Path) -> Iterator[None]:
         raise RunError(f"out = {str(out)!r}: cannot write{where} ({error.strerror or error}). {safe}") from error
 
 
-def _digest(images: ImageSets) -> str:
+def theta_digest(theta: Any) -> str:
+    """SHA-256 of the bytes of theta's numbers, leaf after leaf, in hexadecimal."""
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(theta))).hexdigest()
+
+
+def data_digest(images: ImageSets) -> str:
+    """SHA-256 of the pixels and labels of all sets, in hexadecimal."""
     return hashlib.sha256(np.asarray(images.images).tobytes() + np.asarray(images.labels).tobytes()).hexdigest()
 
 
@@ -321,7 +372,7 @@ def _first_state(
         )
     if saved.config.rule != config.rule:
         raise RunError(f"{continue_from}: its rule is {saved.config.rule}, asked for {config.rule}.")
-    if saved.header["data_sha256"] != header["data_sha256"]:
+    if any(saved.header.get(name) != header.get(name) for name in ("data_sha256", "text_sha256")):
         warn(f"{continue_from} was made on other data ({', '.join(saved.header['sets'])}); going on with this one.")
     # Other inner tasks than those that the first run began with.
     state = init_metatrain(dataclasses.replace(config, seed=(config.seed + saved.iteration) % 2**31), sets)
@@ -347,6 +398,9 @@ def _resume(
     """The newest state, the header it was saved with, and the lines of metrics up to it."""
     lines = (out / METRICS_FILE).read_text().splitlines()
     there, here = json.loads(lines[0]), json.loads(json.dumps(header))
+    # Fields that came after the run began had their defaults.
+    started_with = dataclasses.asdict(config_from(there["config"], str(out / METRICS_FILE)))
+    there["config"] = json.loads(json.dumps(started_with))
     # Where a run began matters to nobody once it is under way; it is compared only if it is given again.
     compared = [name for name, value in here.items() if name in ("config", "sets", "data_sha256") or value is not None]
     difference = first_difference({name: there.get(name) for name in compared}, {name: here[name] for name in compared})

@@ -96,6 +96,7 @@ def _group_gradient(
 ) -> tuple[Numbers, Any, Array, Array]:
     """The sum of a group's estimates, the new state, and meta-loss and restart of every task."""
     estimate = ESTIMATORS[config.estimator].estimate
+    data = data if group.part is None else getattr(data, group.part)
 
     def local(theta: Any, state: Any, data: Any, key: Array, tasks: Array, sets: Array) -> tuple[Any, ...]:
         one = lambda s, task, which: estimate(

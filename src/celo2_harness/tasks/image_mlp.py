@@ -35,10 +35,16 @@ def init_mlp(key: Array, widths: Sequence[int]) -> Mlp:
     )
 
 
-def mlp_loss(params: Mlp, images: Float[Array, "batch pixels"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    """Mean softmax cross-entropy in nats; ReLU between layers."""
+def mlp_loss(
+    params: Mlp,
+    images: Float[Array, "batch pixels"],
+    labels: Int[Array, " batch"],
+    weights: Float[Array, " batch"] | None = None,
+) -> Float[Array, ""]:
+    """Softmax cross-entropy in nats, the mean or a sum with weights; ReLU between layers."""
     x = images
     for layer in params[:-1]:
         x = jax.nn.relu(x @ layer.kernel.T + layer.bias)
     logits = x @ params[-1].kernel.T + params[-1].bias
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses) if weights is None else jnp.sum(weights * losses)

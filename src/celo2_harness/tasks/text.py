@@ -152,3 +152,22 @@ def spread_windows(
     count = max(1, min(available, max_predictions // context))
     starts = np.linspace(0, len(data) - context - 1, count).astype(np.int64)
     return data[starts[:, None] + np.arange(context + 1)]
+
+
+def byte_classes(content: UInt8[np.ndarray, " bytes"], classes: int) -> UInt8[np.ndarray, " bytes"]:
+    """Puts the bytes of a text into few classes: one for each of the most frequent bytes, the last for all others.
+
+    Args:
+        content: The text.
+        classes: At least 2, at most 256.
+
+    Returns:
+        The class of each byte; 0 is the most frequent one, and of equally frequent ones the lower comes first.
+
+    >>> byte_classes(np.frombuffer(b"banana!?", np.uint8), 3)
+    array([2, 0, 1, 0, 1, 0, 2, 2], dtype=uint8)
+    """
+    order = np.argsort(-np.bincount(content, minlength=256), kind="stable")
+    table = np.empty(256, np.uint8)
+    table[order] = np.minimum(np.arange(256), classes - 1)
+    return table[content]
