@@ -243,9 +243,7 @@ def _with_text(
     """The data of a run, and what the header says of its text."""
     if not config.text_tasks:
         if source is not None:
-            raise RunError(
-                f"inner_text = {str(source)!r}: there are no tasks on text; give text_tasks, 8 for instance."
-            )
+            raise RunError(f"inner_text = {str(source)!r}: no tasks are on text; give text_tasks, 8 for instance.")
         return images, {}
     if TEXT_SET in names:
         raise RunError(f"sets: an image set is called {TEXT_SET!r}, as the tasks on text are; give it another name.")

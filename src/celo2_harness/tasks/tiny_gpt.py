@@ -88,17 +88,18 @@ def init_tiny_gpt(config: TinyGPTConfig, key: Array) -> TinyGPT:
     )
 
 
-def _normalize(norm: Norm, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+def _normalize(norm: Norm, x: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5) * norm.scale + norm.bias
 
 
-def _attend(block: TinyBlock, heads: int, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
-    batch, time, width = x.shape
-    query, key, value = jnp.moveaxis((x @ block.qkv.T).reshape(batch, time, 3, heads, width // heads), 2, 0)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(width // heads)
-    weights = jax.nn.softmax(jnp.where(jnp.tri(time, dtype=bool), scores, -jnp.inf))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, time, width) @ block.projection.T
+def _attend(block: TinyBlock, config: TinyGPTConfig, x: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
+    depth = config.width // config.heads
+    qkv = (x @ block.qkv.T).reshape(-1, config.context, 3, config.heads, depth)
+    query, key, value = jnp.transpose(qkv, (2, 0, 3, 1, 4))
+    scores = query @ jnp.swapaxes(key, -1, -2) / math.sqrt(depth)
+    weights = jax.nn.softmax(jnp.where(jnp.tri(config.context, dtype=bool), scores, -jnp.inf))
+    return jnp.swapaxes(weights @ value, 1, 2).reshape(x.shape) @ block.projection.T
 
 
 def tiny_gpt_losses(
@@ -114,11 +115,13 @@ def tiny_gpt_losses(
     Returns:
         The mean over each window.
     """
-    # Products with one-hot rows: their gradients are products too, where those of lookups would be scatters.
+    # Products with one-hot rows: their gradients are products too, where those of lookups would be scatters. Windows
+    # and positions are one axis, since on CPU XLA multiplies faster so.
     one_hot = jax.nn.one_hot(windows, config.classes)
-    x = one_hot[:, :-1] @ params.tokens + params.positions
+    inputs, targets = (part.reshape(-1, config.classes) for part in (one_hot[:, :-1], one_hot[:, 1:]))
+    x = inputs @ params.tokens + jnp.tile(params.positions, (windows.shape[0], 1))
     for block in params.blocks:
-        x = x + _attend(block, config.heads, _normalize(block.attention_norm, x))
+        x = x + _attend(block, config, _normalize(block.attention_norm, x))
         x = x + jax.nn.gelu(_normalize(block.mlp_norm, x) @ block.up.T) @ block.down.T
     log_likelihood = jax.nn.log_softmax(_normalize(params.norm, x) @ params.head.T)
-    return -jnp.mean(jnp.sum(log_likelihood * one_hot[:, 1:], axis=-1), axis=-1)
+    return -jnp.mean(jnp.sum(log_likelihood * targets, axis=-1).reshape(-1, config.context), axis=-1)
