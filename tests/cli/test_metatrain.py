@@ -1,7 +1,10 @@
 """`celo2 metatrain`: a run from the first option to the selected weights, interruptions, and what is refused."""
 
 import dataclasses
+import importlib.util
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +189,49 @@ def test_several_networks_are_resumed(data, tmp_path, monkeypatch):
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(header) + "\n")
     main(["metatrain", "--resume", "--out", str(tmp_path / "run")])
     assert seen[0] == seen[1] and seen[1].networks == ((64, 32, 10), (64, 10))
+
+
+# Commands of the page that are not run, and why.
+NOT_RUN = {
+    **{f"celo2 data prepare {name} --out images": "fetches" for name in ("mnist", "fashion_mnist", "cifar10", "svhn")},
+    "celo2 data prepare /usr/share/datasets/fashion-mnist --out images": "needs a package of Debian",
+}
+# What makes the others small; the last of two equal options holds.
+SHRUNK = {
+    "celo2 metatrain select": "",
+    "celo2 metatrain": f"{OPTIONS} --outer-schedule constant --eval-steps 2 --eval-learning-rates 1e-3 --text-batch 2",
+    "celo2 compare": "--steps 2 --learning-rates 1e-3 --seeds 0",
+    "python benchmarks/reproduce_weights.py": "",
+}
+
+
+@pytest.mark.slow
+def test_shell_examples_of_the_page(data, tmp_path, monkeypatch):
+    """Every command in a block of docs/meta-training.md does its work at a small size, in the order of the page."""
+    root = Path(__file__).parents[2]
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", (root / "docs" / "meta-training.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert set(NOT_RUN) <= set(commands)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("abracadabra, " * 50)
+    spec = importlib.util.spec_from_file_location("reproduce", root / "benchmarks" / "reproduce_weights.py")
+    reproduce = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reproduce)
+    for command in commands:
+        if command in NOT_RUN:
+            continue
+        name = next(name for name in SHRUNK if command.startswith(name))
+        words = [*command.replace("FOLDER", data).split(), *SHRUNK[name].split()]
+        if name == "celo2 metatrain":  # several examples call their folder the same
+            out = words[words.index("--out") + 1] if "--out" in words else "runs/metatrain"
+            shutil.rmtree(out, ignore_errors=True)
+        if words[0] == "python":
+            monkeypatch.setattr("sys.argv", words[1:])
+            assert reproduce.main() == 0, command
+        else:
+            assert main(words[1:]) == 0, command
 
 
 @pytest.mark.slow

@@ -180,6 +180,7 @@ def test_text_counts_as_one_more_set():
         image_sets_of(META_CONFIG, InnerData(IMAGES, TEXT))
 
 
+@pytest.mark.slow
 def test_an_iteration_with_text_and_its_images_alone():
     """The image tasks do what they do without text."""
     config = dataclasses.replace(META_CONFIG, text_tasks=2, text_batch=2)

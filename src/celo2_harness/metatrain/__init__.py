@@ -7,6 +7,7 @@ from celo2_harness.metatrain.errors import RunError as RunError
 from celo2_harness.metatrain.evaluations import Evaluation as Evaluation
 from celo2_harness.metatrain.evaluations import read_evaluations as read_evaluations
 from celo2_harness.metatrain.evaluations import select_weights as select_weights
+from celo2_harness.metatrain.groups import InnerData as InnerData
 from celo2_harness.metatrain.outer import MetaTrainState as MetaTrainState
 from celo2_harness.metatrain.outer import init_metatrain as init_metatrain
 from celo2_harness.metatrain.outer import metatrain_step as metatrain_step
