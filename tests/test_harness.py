@@ -187,7 +187,7 @@ class Entry:
 def entry_points(monkeypatch):
     entries = []
     monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda group: entries if group == harness.ENTRY_POINTS else ()
+        importlib.metadata, "entry_points", lambda group: entries if group == "celo2_harness.presets" else ()
     )
     return entries
 

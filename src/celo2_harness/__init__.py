@@ -4,7 +4,12 @@ from celo2_harness import harness
 tx = harness.build(preset="celo2_ortho", learning_rate=1e-3, total_steps=10_000)
 """
 
+# First, because it may install an import hook for all that follows.
+from celo2_harness._type_checks import enable_type_checks as enable_type_checks
+
+# isort: split
 from celo2_harness import harness as harness
+from celo2_harness import plugins as plugins
 from celo2_harness import schedules as schedules
 from celo2_harness._version import __version__ as __version__
 from celo2_harness.blocks import (
@@ -24,6 +29,9 @@ from celo2_harness.blocks import (
 )
 from celo2_harness.blocks import (
     guard_updates as guard_updates,
+)
+from celo2_harness.blocks import (
+    make_block as make_block,
 )
 from celo2_harness.blocks import (
     normalize_rms as normalize_rms,

@@ -9,9 +9,7 @@ and `optax.partition` joins the two by the labels of `routing`. Leaves labelled 
 
 import dataclasses
 import difflib
-import importlib.metadata
 import math
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,8 @@ import optax
 from beartype import BeartypeConf, beartype
 from jaxtyping import PyTree
 
-from celo2_harness import routing
+from celo2_harness import plugins, routing
+from celo2_harness._trees import require_like_params, tree_difference
 from celo2_harness._types import Params, ScalarOrSchedule, Updates
 from celo2_harness.blocks import add_decayed_weights, scale_by_celo2, scale_by_shape
 from celo2_harness.blocks.views import WeightDimensionNumbers
@@ -29,9 +28,8 @@ from celo2_harness.routing import RuleLike
 from celo2_harness.rule import Weights, load_weights, resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
 
-ENTRY_POINTS = "celo2_harness.presets"
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
-STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel")
+STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "weight_dimension_numbers")
 # Update RMS at which a normalised update and AdamW want the same learning rate (arXiv 2502.16982).
 ADAMW_RMS = 0.2
 
@@ -182,14 +180,7 @@ def presets() -> dict[str, Preset]:
     ['adamw', 'celo2_base', 'celo2_muon', 'celo2_ortho', 'muon']
     """
     found = dict(_PRESETS)
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            preset = entry.load()
-            if not isinstance(preset, Preset):
-                raise TypeError(f"{entry.value} is a {type(preset).__name__}, expected a celo2_harness.harness.Preset")
-        except Exception as error:  # whatever a foreign package raises must not break this one
-            warnings.warn(f"preset plug-in {entry.name!r} left out: {type(error).__name__}: {error}", stacklevel=2)
-            continue
+    for preset in plugins.load_plugins("presets", plugins.expect(Preset)).values():
         found.setdefault(preset.name, preset)
     return found
 
@@ -230,6 +221,7 @@ def build(
     rules: Sequence[RuleLike] = (),
     strict: bool = False,
     per_head: bool = False,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
     kernel: str = "xla",
 ) -> optax.GradientTransformationExtraArgs:
@@ -250,9 +242,12 @@ def build(
       warmup: warm-up of the schedule: a fraction of the run if below one, else steps.
       weights: the learned rule: `Weights`, or what `load_weights` takes. None: the preset's default.
       rest_learning_rate_factor: learning rate of the rest over that of hidden matrices. None: the preset's.
-      rules: routing rules that go before the built-in ones (see `label_params`).
+      rules: routing rules that go before the built-in ones (see `label_params`), or names of installed ones.
       strict: refuse leaves that no routing rule matches.
       per_head: one matrix per attention head.
+      weight_dimension_numbers: what `optax.contrib.muon` takes under that name: a tree of `MuonDimensionNumbers` (None:
+        not a hidden matrix), a prefix of it, or a function of the parameters. It goes before the built-in rules and
+        after `rules`.
       state_dtype: of the learned rule's momenta and second moment, float32 or bfloat16.
       kernel: how the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
         which is slow and meant for tests).
@@ -262,7 +257,8 @@ def build(
       inner states "hidden", "rest" and "frozen"; updates have the parameters' dtype.
 
     Raises:
-      ValueError: a value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded.
+      ValueError: a value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded;
+        in `init` and `update`, a leaf that is no floating-point array, updates or a state of other parameters.
       TypeError: an argument of the wrong type.
 
     Example:
@@ -274,7 +270,7 @@ def build(
 
     Source: arXiv 2602.19142, section 4 (harness), and Muon's conventions (arXiv 2502.16982) for `celo2_muon`, `muon`.
     """
-    recipe = preset if isinstance(preset, Preset) else _named(preset, presets(), "preset")
+    recipe = _find(preset)
     rate = recipe.learning_rate if learning_rate is None else learning_rate
     _require_at_least_zero(
         learning_rate=rate,
@@ -290,9 +286,12 @@ def build(
     loaded = _load(recipe, weights)
     state_dtype = resolve_state_dtype(state_dtype)
     kernel = resolve_kernel(kernel)
+    rules = routing.expand_rules(rules)
 
     def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
-        routes = routing.route(tree, rules, strict=strict, per_head=per_head)
+        own = (*rules, *routing.rules_of_dimension_numbers(weight_dimension_numbers, tree))
+        routes = routing.route(tree, own, strict=strict, per_head=per_head)
+        _require_floating(recipe.name, routes)
         settings = Settings(loaded, _views_of(routes), state_dtype, kernel)
 
         def chain(group: Group, rate: ScalarOrSchedule, decay: ScalarOrSchedule) -> optax.GradientTransformation:
@@ -320,8 +319,19 @@ def build(
                 f"{recipe.name}: update(updates, state, params) was called without params. The update depends on the"
                 " parameters; pass the tree that you will apply the updates to."
             )
+        require_like_params(recipe.name, updates, params)
+        tx = partition(params)
         wide = _at_least_float32((updates, params))
-        updates, state = partition(params).update(wide[0], state, wide[1], **extra_args)
+        try:
+            updates, state = tx.update(wide[0], state, wide[1], **extra_args)
+        except _TREE_ERRORS as error:
+            difference = tree_difference(state, jax.eval_shape(init_fn, params), dtypes=True)
+            if difference is None:
+                raise
+            raise ValueError(
+                f"{recipe.name}: the state is not one that init makes for these parameters: {difference} Make it with"
+                " init of this optimizer, built with the same options, on the tree that is passed as params."
+            ) from error
         return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
@@ -339,6 +349,7 @@ def describe(
     rules: Sequence[RuleLike] = (),
     strict: bool = False,
     per_head: bool = False,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
 ) -> str:
     """What `build` would do with every leaf, as a printable table.
@@ -359,7 +370,7 @@ def describe(
       >>> print(describe(params).splitlines()[0].split()[0])
       path
     """
-    recipe = preset if isinstance(preset, Preset) else _named(preset, presets(), "preset")
+    recipe = _find(preset)
     loaded = _load(recipe, weights)
     factor = recipe.rest.learning_rate_factor if rest_learning_rate_factor is None else rest_learning_rate_factor
     columns = {
@@ -381,13 +392,36 @@ def describe(
             state_bytes=_bytes(tx, leaf) - _bytes(tx, ()),
         )
 
-    routes = routing.route(params, rules, strict=strict, per_head=per_head)
+    own = (*rules, *routing.rules_of_dimension_numbers(weight_dimension_numbers, params))
+    routes = routing.route(params, own, strict=strict, per_head=per_head)
     return routing.format_report([row(route) for route in jax.tree.leaves(routes, is_leaf=_is_route)])
 
 
 def group_of(route: routing.Route) -> str:
     """The group ("hidden", "rest" or "frozen") that a label belongs to."""
     return route.label if route.label in ("hidden", "frozen") else "rest"
+
+
+def _find(preset: str | Preset) -> Preset:
+    if isinstance(preset, Preset):
+        return preset
+    # Packages are only looked at for a name that is not there.
+    return _named(preset, _PRESETS if preset in _PRESETS else presets(), "preset")
+
+
+def _require_floating(name: str, routes: PyTree) -> None:
+    for route in jax.tree.leaves(routes, is_leaf=_is_route):
+        if route.dtype is None:
+            raise ValueError(f"{name}: leaf {route.path!r} is a Python number, expected an array: jnp.asarray(...).")
+        if route.label != "frozen" and not jnp.issubdtype(route.dtype, jnp.floating):
+            raise ValueError(
+                f"{name}: leaf {route.path!r} has dtype {jnp.dtype(route.dtype)}, expected a floating-point one. Leave"
+                f" it out of the parameters, or freeze it: rules=[({route.path!r}, 'frozen')]."
+            )
+
+
+# What JAX and Optax raise for a tree or an array that does not fit.
+_TREE_ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError)
 
 
 def _load(recipe: Preset, weights: Weights | str | None) -> Weights | None:

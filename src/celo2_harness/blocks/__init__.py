@@ -6,6 +6,8 @@ from celo2_harness.blocks.direction import Celo2State as Celo2State
 from celo2_harness.blocks.direction import celo2_direction as celo2_direction
 from celo2_harness.blocks.guard import GuardState as GuardState
 from celo2_harness.blocks.guard import guard_updates as guard_updates
+from celo2_harness.blocks.named import BLOCKS as BLOCKS
+from celo2_harness.blocks.named import make_block as make_block
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize
 from celo2_harness.blocks.rms import NormalizeRmsState as NormalizeRmsState
 from celo2_harness.blocks.rms import normalize_rms as normalize_rms

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, ScalarOrSchedule, Updates
 
 Mode = Literal["decoupled", "independent", "cautious"]
@@ -37,7 +38,7 @@ def add_decayed_weights(
       An `optax.GradientTransformation`; `update` needs `params`. Updates keep their dtype.
 
     Raises:
-      ValueError: unknown mode; in `update`, when `params` is None.
+      ValueError: unknown mode; in `update`, when `params` is None or another tree than the updates.
 
     Example:
       >>> tx = add_decayed_weights(0.1)
@@ -69,6 +70,7 @@ def add_decayed_weights(
                 "add_decayed_weights: update(updates, state, params) was called without params. Weight decay shrinks"
                 " the parameters; pass the tree that you will apply the updates to."
             )
+        require_like_params("add_decayed_weights", updates, params)
         rate = weight_decay
         if isinstance(rate, (int, float)) and rate == 0:
             return updates, state  # the parameters need not be read

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
 from celo2_harness.rule import (
@@ -97,8 +98,8 @@ def celo2_direction(
 
     Raises:
       WeightsError: the weights cannot be loaded.
-      ValueError: unknown `state_dtype` or `kernel`; in `update`, when `params` is None; in `init` and `update`, when a
-        view does not fit its leaf.
+      ValueError: unknown `state_dtype` or `kernel`; in `update`, when `params` is None or another tree than the
+        updates; in `init` and `update`, when a view does not fit its leaf.
 
     Example:
       >>> from celo2_harness import normalize_rms
@@ -131,6 +132,7 @@ def celo2_direction(
                 "celo2_direction: update(updates, state, params) was called without params. The learned rule reads the"
                 " parameters; pass the tree that you will apply the updates to."
             )
+        require_like_params("celo2_direction", updates, params)
         theta = Theta(*(jnp.asarray(x, jnp.float32) for x in weights.theta))
         gradients, treedef = jax.tree.flatten(updates)
         parameters = treedef.flatten_up_to(params)

@@ -5,6 +5,7 @@ the ordered table of labels with the user's rules in front, `_route` applies it 
 """
 
 from celo2_harness.routing._leaves import Leaf as Leaf
+from celo2_harness.routing._muon import rules_of_dimension_numbers as rules_of_dimension_numbers
 from celo2_harness.routing._report import ReportRow as ReportRow
 from celo2_harness.routing._report import format_report as format_report
 from celo2_harness.routing._report import format_view as format_view
@@ -16,3 +17,4 @@ from celo2_harness.routing._rules import BUILT_IN as BUILT_IN
 from celo2_harness.routing._rules import LABELS as LABELS
 from celo2_harness.routing._rules import Rule as Rule
 from celo2_harness.routing._rules import RuleLike as RuleLike
+from celo2_harness.routing._rules import expand_rules as expand_rules

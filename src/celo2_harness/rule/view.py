@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 
 class MatrixView(NamedTuple):
@@ -49,11 +49,11 @@ class MatrixView(NamedTuple):
         assert self.factored is not None
         return tuple(n for axis, n in enumerate(self.viewed) if axis != self.factored[0])
 
-    def apply(self, x: jax.Array) -> jax.Array:
+    def apply(self, x: Shaped[Array, "*leaf"]) -> Shaped[Array, "*viewed"]:
         """Leaf -> viewed array."""
         return jnp.transpose(x, self.permutation).reshape(self.viewed)
 
-    def invert(self, x: jax.Array) -> jax.Array:
+    def invert(self, x: Shaped[Array, "*viewed"]) -> Shaped[Array, "*leaf"]:
         """Viewed array -> leaf."""
         inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
         return x.reshape([self.shape[axis] for axis in self.permutation]).transpose(inverse)

@@ -16,9 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import flax.serialization
 import numpy as np
 
+from celo2_harness import plugins
 from celo2_harness.rule.config import CELO2_CONFIG, Normalization, RuleConfig, Theta
 from celo2_harness.rule.features import FEATURES, channel_counts
 
@@ -66,7 +66,7 @@ def load_weights(source: str | os.PathLike[str] | Weights, *, expect: RuleConfig
 
     Args:
       source: a bundled name ("celo2"), a path, "hf://owner/repo" or "hf://owner/repo/file", or `Weights` (returned
-        unchanged). Only an hf:// source uses the network.
+        unchanged), or the name of an installed package's weights. Only an hf:// source uses the network.
       expect: refuse weights that were trained with another configuration.
 
     Returns:
@@ -86,7 +86,7 @@ def load_weights(source: str | os.PathLike[str] | Weights, *, expect: RuleConfig
         weights, name = source, "the given weights"
     else:
         name = os.fspath(source)
-        weights = _parse(_read(name), name)
+        weights = _find(name)
     if expect is not None:
         for field in dataclasses.fields(RuleConfig):
             got, wanted = getattr(weights.config, field.name), getattr(expect, field.name)
@@ -141,12 +141,40 @@ def save_weights(
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(flax.serialization.msgpack_serialize(content))
+            file.write(_msgpack().msgpack_serialize(content))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _msgpack() -> Any:
+    """Flax's serialization. All of Flax comes with it, which takes as long as the rest of this package to import."""
+    import flax.serialization
+
+    return flax.serialization
+
+
+def _find(source: str) -> Weights:
+    """A bundled name, a repository or a file; else the name of a plug-in."""
+    if not source.startswith("hf://") and source not in bundled_weights() and not os.path.exists(source):
+        try:
+            added = plugins.load_plugin("weights", source, _load_plugin)
+        except plugins.PluginError as error:
+            raise WeightsError(f"{source}: {error}") from error
+        if added is not None:
+            return added
+    return _parse(_read(source), source)
+
+
+def _load_plugin(value: Any) -> Weights:
+    if not isinstance(value, (str, os.PathLike, Weights)):
+        raise TypeError(f"got a {type(value).__name__}.")
+    if isinstance(value, Weights):
+        _check(value, "the plug-in's weights")
+        return value
+    return _parse(_read(os.fspath(value)), os.fspath(value))
 
 
 def _read(source: str) -> bytes:
@@ -165,7 +193,7 @@ def _read(source: str) -> bytes:
             raise
         raise WeightsError(
             f"{source}: cannot be read ({getattr(error, 'strerror', error)}). Give one of the bundled names"
-            f" {', '.join(bundled_weights())}, a path, or hf://owner/repo."
+            f" {', '.join((*bundled_weights(), *plugins.plugin_names('weights')))}, a path, or hf://owner/repo."
         ) from None
 
 
@@ -188,7 +216,7 @@ def _fetch(source: str) -> Path:
 
 def _parse(data: bytes, name: str) -> Weights:
     try:
-        content = flax.serialization.msgpack_restore(data)
+        content = _msgpack().msgpack_restore(data)
     except Exception as error:  # msgpack, struct and numpy errors alike: the bytes are not a weight file
         raise WeightsError(
             f"{name}: not a weight file, or truncated ({len(data)} bytes; {type(error).__name__}: {error})."

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from celo2_harness import plugins
 from celo2_harness.tasks.language_model import make_language_model
 from celo2_harness.tasks.task import Task
 
@@ -44,7 +45,7 @@ def make_task(name: str, size: str | None = None, data: Path | None = None, batc
     """Returns a task by name.
 
     Args:
-        name: Out of `TASKS`.
+        name: Out of `TASKS`, or of an installed package (entry-point group "celo2_harness.tasks").
         size: Out of the sizes of that kind; by default the smallest.
         data: A file or folder; by default data that need no file.
         batch: Examples per training batch; by default the kind's.
@@ -58,9 +59,9 @@ def make_task(name: str, size: str | None = None, data: Path | None = None, batc
     >>> make_task("language_model", "nano", batch=2).tokens_per_batch
     128
     """
-    if name not in TASKS:
-        raise ValueError(f"task = {name!r}: expected one of {', '.join(TASKS)}")
-    kind = TASKS[name]
+    kind = TASKS.get(name) or plugins.load_plugin("tasks", name, plugins.expect(TaskKind))
+    if kind is None:
+        raise ValueError(f"task = {name!r}: expected one of {', '.join((*TASKS, *plugins.plugin_names('tasks')))}")
     size = next(iter(kind.sizes)) if size is None else size
     if size not in kind.sizes:
         raise ValueError(f"size = {size!r}: {name} comes as {', '.join(kind.sizes)}")

@@ -1,0 +1,55 @@
+"""Checks of trees that users give, with messages that name the leaf."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+
+def leaves_by_name(tree: PyTree) -> dict[str, Any]:
+    """The leaves by their paths, as in "layers/0/kernel".
+
+    >>> leaves_by_name({"layers": [{"kernel": 1.0}]})
+    {'layers/0/kernel': 1.0}
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def require_like_params(owner: str, updates: PyTree, params: PyTree) -> None:
+    """Refuses updates whose tree or shapes are not those of the parameters.
+
+    Args:
+      owner: who asks, for the message.
+      updates: gradients or updates.
+      params: the parameters.
+
+    Raises:
+      ValueError: a leaf that only one of the trees has, or one of another shape; the message names it.
+    """
+    same = jax.tree.structure(updates) == jax.tree.structure(params)
+    if same and [jnp.shape(x) for x in jax.tree.leaves(updates)] == [jnp.shape(x) for x in jax.tree.leaves(params)]:
+        return
+    difference = tree_difference(updates, params)
+    if difference is not None:
+        raise ValueError(
+            f"{owner}: the updates do not fit params: {difference} Pass gradients with respect to the tree that is"
+            " passed as params."
+        )
+
+
+def tree_difference(got: PyTree, wanted: PyTree, dtypes: bool = False) -> str | None:
+    """The first leaf in which two trees differ, in words; None if their paths and shapes (and dtypes) agree."""
+    here, there = leaves_by_name(got), leaves_by_name(wanted)
+    for name in there:
+        if name not in here:
+            return f"leaf {name!r} of shape {jnp.shape(there[name])} is missing."
+    for name, leaf in here.items():
+        if name not in there:
+            return f"leaf {name!r} of shape {jnp.shape(leaf)} is not expected."
+        if jnp.shape(leaf) != jnp.shape(there[name]):
+            return f"leaf {name!r} has shape {jnp.shape(leaf)}, expected {jnp.shape(there[name])}."
+        if dtypes and jnp.result_type(leaf) != jnp.result_type(there[name]):
+            return f"leaf {name!r} has dtype {jnp.result_type(leaf)}, expected {jnp.result_type(there[name])}."
+    return None
