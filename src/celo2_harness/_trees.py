@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+
+from celo2_harness._types import PyTree
 
 
 def leaves_by_name(tree: PyTree) -> dict[str, Any]:

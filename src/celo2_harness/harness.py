@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from beartype import BeartypeConf, beartype
-from jaxtyping import PyTree
 
 from celo2_harness import plugins, routing
 from celo2_harness._trees import require_like_params, tree_difference
-from celo2_harness._types import Params, ScalarOrSchedule, Updates
+from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
 from celo2_harness.blocks import add_decayed_weights, scale_by_celo2, scale_by_shape
 from celo2_harness.blocks.views import WeightDimensionNumbers
 from celo2_harness.routing import RuleLike

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+
+from celo2_harness._types import PyTree
 
 Shape = tuple[int, ...]
 

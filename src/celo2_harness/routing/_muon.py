@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers
 
+from celo2_harness._types import PyTree
 from celo2_harness.routing._leaves import leaves_of
 from celo2_harness.routing._rules import RuleLike, first_match
 

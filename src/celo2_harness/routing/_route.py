@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers
 
+from celo2_harness._types import PyTree
 from celo2_harness.routing._leaves import Leaf, leaves_of
 from celo2_harness.routing._rules import Decide, RuleLike, compile_rules, first_match, resolve_view
 

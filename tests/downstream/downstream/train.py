@@ -1,8 +1,11 @@
-"""What a user's code does with the package, every call typed."""
+"""What a user's code does with the package, every call typed.
+
+The ignored lines are about functions of JAX that pyright knows in part only; none is about celo2-harness.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,15 +74,15 @@ def make_preset() -> harness.Preset:
 
 def train(steps: int) -> tuple[float, int]:
     """Runs both optimizers one after the other; returns the loss and how many steps the guard saw."""
-    params: Params = {"kernel": jnp.zeros((4, 4)), "bias": jnp.ones(4)}
+    params: Params = {"kernel": jnp.zeros((4, 4)), "bias": jnp.ones(4)}  # pyright: ignore[reportUnknownMemberType]
     tx = make_optimizer()
     state = TrainState(params, tx.init(params))
     x = jax.random.normal(jax.random.key(0), (8, 4))
-    loss = jnp.zeros([])
+    loss = jnp.zeros([])  # pyright: ignore[reportUnknownMemberType]
     for _ in range(steps):
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params, x)
+        loss, gradients = jax.value_and_grad(loss_fn)(state.params, x)  # pyright: ignore[reportUnknownMemberType]
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        state = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        state = TrainState(cast(Params, optax.apply_updates(state.params, updates)), opt_state)
     guard = make_chain()
     guarded = guard.init(state.params)
     assert isinstance(guarded, c2.GuardState)
@@ -92,7 +95,7 @@ def report(params: Params) -> str:
     labels: list[str] = jax.tree.leaves(c2.label_params(params))
     names: tuple[str, ...] = plugins.plugin_names("presets")
     descriptions = [preset.description for preset in harness.presets().values()]
-    matrix: Float[Array, "rows columns"] = c2.newton_schulz(jnp.eye(3), "quintic")
+    matrix: Float[Array, "rows columns"] = c2.newton_schulz(jnp.eye(3), "quintic")  # pyright: ignore[reportUnknownMemberType]
     return "\n".join([c2.describe(params), *labels, *names, *descriptions, str(matrix.shape)])
 
 
