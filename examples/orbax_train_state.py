@@ -76,9 +76,8 @@ def main():
         )
         restored = checkpointer.restore(f"{folder}/checkpoint", like)
     assert restored["params"]["hidden"]["kernel"].sharding.device_set == set(all_of_them)
-    assert all(
-        jax.tree.leaves(jax.tree.map(lambda a, b: bool((jax.device_get(a) == b).all()), restored, jax.device_get(run)))
-    )
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), jax.device_get(restored), jax.device_get(run))
+    assert all(jax.tree.leaves(same))
     restored, more = train(restored)
     assert int(restored["step"]) == STEPS
     return losses[0], more[-1]

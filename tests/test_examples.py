@@ -36,7 +36,7 @@ def test_an_example_trains(name):
         pytest.importorskip("orbax.checkpoint")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="orbax")
-        first, last = runpy.run_path(str(FOLDER / f"{name}.py"))["main"]()
+        first, last = runpy.run_path(str(FOLDER / f"{name}.py"), run_name=name)["main"]()
     assert math.isfinite(last) and last < 0.98 * first, (first, last)
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +172,31 @@ def test_rules_go_before_dimension_numbers():
     assert re.search(r"^mlp/kernel .* frozen ", labels, re.MULTILINE)
     kernels = routing.rules_of_dimension_numbers({"embed": None, "attention": None, "mlp": None}, arrays(0))
     assert set(jax.tree.leaves(c2.label_params(arrays(0), kernels))) == {"embedding", "other", "vector"}
+
+
+# --------------------------------------------------------------------------------- trees that are functions: Equinox
+
+
+class Layer(eqx.Module):
+    weight: jax.Array
+    bias: jax.Array
+
+    def __call__(self, x):
+        return self.weight @ x + self.bias
+
+
+def test_a_model_that_can_be_called_is_a_tree():
+    """Labels, views and masks of an Equinox model are models too; nobody may call them."""
+    model = Layer(jnp.ones((3, 4)), jnp.ones(3))
+    views = routing.view_params(model)
+    mask = jax.tree.map(lambda p: p.ndim > 1, model)
+    for tx in (
+        harness.build("muon", 0.1),
+        harness.build("muon", 0.1, weight_dimension_numbers=views),
+        c2.orthogonalize(weight_dimension_numbers=views),
+        c2.add_decayed_weights(0.1, mask=mask),
+    ):
+        updates, _ = jax.jit(lambda tx=tx: tx.update(model, tx.init(model), model))()
+        assert isinstance(updates, Layer) and bool(jnp.all(jnp.isfinite(updates.weight)))
+    np.testing.assert_allclose(updates.weight, 1.1, rtol=1e-6)
+    np.testing.assert_array_equal(updates.bias, 1.0)

@@ -18,6 +18,15 @@ def leaves_by_name(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
+def is_function(x: Any) -> bool:
+    """Whether a value is a function and not a tree that can be called, as an Equinox module of labels can.
+
+    >>> is_function(len), is_function({"layer": len})
+    (True, False)
+    """
+    return callable(x) and jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+
+
 def require_like_params(owner: str, updates: PyTree, params: PyTree) -> None:
     """Refuses updates whose tree or shapes are not those of the parameters.
 

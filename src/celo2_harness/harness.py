@@ -305,7 +305,9 @@ def build(
             "rest": chain(recipe.rest, scaled(factor, rate), rest_weight_decay),
             "frozen": optax.set_to_zero(),
         }
-        return optax.partition(transforms, jax.tree.map(group_of, routes, is_leaf=_is_route))
+        labels = jax.tree.map(group_of, routes, is_leaf=_is_route)
+        # A function: Optax would call a tree of labels that can be called, which every Equinox model is.
+        return optax.partition(transforms, lambda _: labels)
 
     def init_fn(params: Params) -> optax.OptState:
         return partition(params).init(_at_least_float32(params))

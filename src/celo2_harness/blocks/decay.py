@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from celo2_harness._trees import require_like_params
+from celo2_harness._trees import is_function, require_like_params
 from celo2_harness._types import Params, ScalarOrSchedule, Updates
 
 Mode = Literal["decoupled", "independent", "cautious"]
@@ -80,4 +80,6 @@ def add_decayed_weights(
         return jax.tree.map(lambda u, p: decayed(u, p, rate), updates, params), state
 
     transformation = optax.GradientTransformation(init_fn, update_fn)  # type: ignore[arg-type]
-    return transformation if mask is None else optax.masked(transformation, mask)
+    if mask is None:
+        return transformation
+    return optax.masked(transformation, mask if is_function(mask) else lambda _: mask)

@@ -56,4 +56,5 @@ def require_block(value: Any) -> Callable[..., optax.GradientTransformation]:
     """The value, if it can be called; the check of plug-ins."""
     if not callable(value):
         raise TypeError(f"got a {type(value).__name__}.")
-    return value
+    made: Callable[..., Any] = value
+    return made

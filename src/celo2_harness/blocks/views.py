@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from optax.contrib import MuonDimensionNumbers
 
+from celo2_harness._trees import is_function
 from celo2_harness._types import Updates
 from celo2_harness.rule import MatrixView, default_view, view_from_axes
 
@@ -24,7 +25,7 @@ def leaf_views(updates: Updates, weight_dimension_numbers: WeightDimensionNumber
     Raises:
       ValueError: the tree of dimension numbers does not match, or a view does not fit its leaf.
     """
-    tree: Any = weight_dimension_numbers(updates) if callable(weight_dimension_numbers) else weight_dimension_numbers
+    tree: Any = weight_dimension_numbers(updates) if is_function(weight_dimension_numbers) else weight_dimension_numbers
     leaves = dict(jax.tree_util.tree_flatten_with_path(updates)[0])
     if _is_specification(tree):
         specifications = dict.fromkeys(leaves, tree)

@@ -7,6 +7,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
+from celo2_harness._trees import is_function
 from celo2_harness._types import PyTree
 from celo2_harness.routing._leaves import leaves_of
 from celo2_harness.routing._rules import RuleLike, first_match
@@ -36,7 +37,7 @@ def rules_of_dimension_numbers(numbers: Any | Callable[[PyTree], Any] | None, pa
         >>> label_params(params, rules_of_dimension_numbers({"in": None, "out": MuonDimensionNumbers()}, params))
         {'in': {'kernel': 'other'}, 'out': {'kernel': 'hidden'}}
     """
-    tree: Any = numbers(params) if callable(numbers) else numbers
+    tree: Any = numbers(params) if is_function(numbers) else numbers
     if tree is None:
         return []
     entries = dict(jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_entry)[0])
