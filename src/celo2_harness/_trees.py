@@ -1,6 +1,7 @@
 """Checks of trees that users give, with messages that name the leaf."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ def leaves_by_name(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
-def is_function(x: Any) -> bool:
+def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:
     """Whether a value is a function and not a tree that can be called, as an Equinox module of labels can.
 
     >>> is_function(len), is_function({"layer": len})

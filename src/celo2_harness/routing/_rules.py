@@ -199,7 +199,8 @@ def expand_rules(rules: Sequence[RuleLike]) -> list[RuleLike]:
             known = ", ".join(map(repr, plugins.plugin_names("routing_rules"))) or "none is installed"
             raise ValueError(
                 f"routing: rules[{index}] is {item!r}, which no installed package adds (rules by name: {known})."
-                " A rule of your own is a tuple (regex, label), a Rule or a function."
+                " Expected a Rule, a tuple (regex, label) or a function, or the name of an installed package's rules; a"
+                " single rule is written rules=[(regex, label)]."
             )
         expanded += added
     return expanded
