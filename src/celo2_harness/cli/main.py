@@ -43,6 +43,9 @@ COMMANDS = {
         "Train the same GPT with several optimizers and compare them.",
         ("tyro", "rich", "matplotlib"),
     ),
+    "evaluate": Command(
+        "celo2_harness.cli.evaluate", "Run a suite: tasks, optimizers, learning rates, weight decays and seeds."
+    ),
     "describe": Command("celo2_harness.cli.describe", "Show where a preset sends every parameter of a model."),
     "presets": Command("celo2_harness.cli.presets", "List the presets."),
     "bench": Command("celo2_harness.cli.bench", "Measure what an optimizer step costs."),

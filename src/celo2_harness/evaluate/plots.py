@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from celo2_harness.evaluate.compare import Row
+from celo2_harness.evaluate.table import Row
 
 _GRID = {"color": "#dddddd", "linewidth": 0.8}
 # Okabe and Ito's colours: told apart with every kind of colour vision.
