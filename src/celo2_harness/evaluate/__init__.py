@@ -26,6 +26,8 @@ from celo2_harness.evaluate.plan import total_steps as total_steps
 from celo2_harness.evaluate.plots import plot_comparison as plot_comparison
 from celo2_harness.evaluate.plots import plot_meta_loss as plot_meta_loss
 from celo2_harness.evaluate.plots import plot_training as plot_training
+from celo2_harness.evaluate.rows import Row as Row
+from celo2_harness.evaluate.rows import summarize as summarize
 from celo2_harness.evaluate.runner import State as State
 from celo2_harness.evaluate.runner import run_suite as run_suite
 from celo2_harness.evaluate.single import Contender as Contender
@@ -38,8 +40,6 @@ from celo2_harness.evaluate.suite import load_suite as load_suite
 from celo2_harness.evaluate.suite import read_optimizer as read_optimizer
 from celo2_harness.evaluate.suite import read_suite as read_suite
 from celo2_harness.evaluate.suite import suites as suites
-from celo2_harness.evaluate.table import Row as Row
-from celo2_harness.evaluate.table import summarize as summarize
 from celo2_harness.evaluate.train import TrainConfig as TrainConfig
 from celo2_harness.evaluate.train import TrainResult as TrainResult
 from celo2_harness.evaluate.train import saved_options as saved_options

@@ -10,9 +10,9 @@ from celo2_harness.evaluate.claims import Claims
 from celo2_harness.evaluate.loop import Progress, train_step
 from celo2_harness.evaluate.plan import Run, grids, plan, total_steps
 from celo2_harness.evaluate.records import append_record, prepare_folder, provenance, read_lines
+from celo2_harness.evaluate.rows import final_loss
 from celo2_harness.evaluate.single import Contender, run_once, run_settings, settings_key
 from celo2_harness.evaluate.suite import Suite, SuiteOptimizer, SuiteTask
-from celo2_harness.evaluate.table import final_loss
 from celo2_harness.tasks import Task
 
 RUNS = "runs.jsonl"
