@@ -14,7 +14,7 @@ from celo2_harness._types import Params
 from celo2_harness.blocks import guard_updates
 from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.evaluate import Contender, InputError, Suite, SuiteOptimizer, make_imported, make_optax
-from celo2_harness.routing import route
+from celo2_harness.routing import Route, route
 from celo2_harness.rule import load_weights
 from celo2_harness.schedules import SCHEDULES
 
@@ -93,5 +93,5 @@ def _weights(optimizer: SuiteOptimizer) -> Mapping[str, Any]:
 
 def _hidden(params: Params) -> Any:
     """Which leaves decay: those that presets call hidden."""
-    is_route = lambda x: hasattr(x, "label")
-    return jax.tree.map(lambda r: harness.group_of(r) == "hidden", route(params), is_leaf=is_route)
+    is_route = lambda x: isinstance(x, Route)
+    return jax.tree.map(lambda found: harness.group_of(found) == "hidden", route(params), is_leaf=is_route)

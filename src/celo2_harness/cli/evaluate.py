@@ -219,7 +219,9 @@ class _Display:
             loss += f" ({record['error']})"
         done = self._state.runs + 1 if self._state else 1
         total = self._state.total if self._state else 1
-        self._bar.console.print(f"[{done}/{total}] {self._name}: {loss}{self._left()}", markup=False, highlight=False)
+        self._bar.console.print(
+            f"[{done}/{total}] {self._name}: {loss}{self._left()}", markup=False, highlight=False, soft_wrap=True
+        )
 
     def _draw(self, status: str, line: bool = False) -> None:
         if self._state is None:

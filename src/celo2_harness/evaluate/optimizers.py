@@ -44,8 +44,9 @@ def _adafactor(**options: Any) -> optax.GradientTransformation:
     return optax.chain(optax.adafactor(learning_rate=None, **options), optax.scale(-1.0))
 
 
-def _muon(learning_rate: Schedule, weight_decay: float, mask: Mask, **options: Any) -> optax.GradientTransformation:
-    return optax.contrib.muon(learning_rate, weight_decay=weight_decay, weight_decay_mask=mask, **options)
+def _muon(**options: Any) -> optax.GradientTransformation:
+    # At learning rate 1 it is a direction with a sign, as above.
+    return optax.chain(optax.contrib.muon(1.0, **options), optax.scale(-1.0))
 
 
 OPTIMIZERS = {
@@ -58,7 +59,9 @@ OPTIMIZERS = {
     ),
     "adafactor": OptimizerRow("Adafactor; steps relative to the parameters' scale", _with_decay(_adafactor)),
     "lion": OptimizerRow("Lion; wants a tenth of AdamW's learning rate", _with_decay(optax.scale_by_lion)),
-    "muon": OptimizerRow("Muon as in Optax: every matrix, embeddings and heads too; AdamW for the rest", _muon),
+    "muon": OptimizerRow(
+        "Muon as in Optax: every matrix, embeddings and heads too; Adam for the rest", _with_decay(_muon)
+    ),
 }
 
 

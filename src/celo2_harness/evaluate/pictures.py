@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness.evaluate.plots import look, new_axes, plot_comparison
+from celo2_harness.evaluate.plots import add_legend, look, new_axes, plot_comparison
 from celo2_harness.evaluate.results import Results
 from celo2_harness.evaluate.rows import final_loss, weight_decay
 
@@ -78,11 +78,13 @@ def plot_learning_rates(results: Results, path: Path, title: str) -> bool:
     top = min(worst, best + 4 * (statistics.median(everything) - best) if len(everything) > 2 else worst)
     margin = 0.06 * (top - best) or 0.1
     axes.set_ylim(best - margin, top + margin)
-    for rate, color in dead:
+    for number, (rate, color) in enumerate(dead):
+        # Beside each other where several diverged at one learning rate.
+        rate *= 1.08 ** [other for other, _ in dead[:number]].count(rate)
         axes.plot([rate], [top + margin], marker="x", color=color, markersize=9, markeredgewidth=2, clip_on=False)
     if dead:
         axes.plot([], [], marker="x", color="#555555", linestyle="none", label="diverged")
-    axes.legend(frameon=False)
+    add_legend(axes, outside=True)
     figure.savefig(path)
     return True
 
@@ -168,7 +170,7 @@ def plot_parameter_rms(results: Results, path: Path, title: str) -> bool:
     values = [value for _, row in rows for _, value in row.parameter_rms]
     if max(values) > 20 * min(values) > 0:
         axes.set_yscale("log")
-    axes.legend(frameon=False)
+    add_legend(axes, outside=True)
     figure.savefig(path)
     return True
 

@@ -36,6 +36,15 @@ def look(index: int) -> tuple[str, str]:
     return _COLORS[index % len(_COLORS)], _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)]
 
 
+def add_legend(axes: Any, outside: bool) -> None:
+    """Adds a legend, beside the axes where it would cover lines."""
+    if outside:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+        axes.figure.set_figwidth(10.5)
+    else:
+        axes.legend(frameon=False)
+
+
 def plot_training(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draws the losses of one run.
 
@@ -96,7 +105,7 @@ def plot_comparison(
         margin = 0.05 * (max(tops) - min(ends)) or 0.1
         axes.set_ylim(min(ends) - margin, max(tops) + margin)
     if axes.lines:
-        axes.legend(frameon=False)
+        add_legend(axes, outside=len(axes.lines) > 6)
     figure.savefig(path)
 
 

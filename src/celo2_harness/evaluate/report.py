@@ -131,7 +131,7 @@ _KEPT = (
 def write_small(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes records to one file that is fit to be kept under version control.
 
-    Losses have five decimals, weights go by the name of their file, and nothing else tells of the machine's folders.
+    Losses have six decimals, weights go by the name of their file, and nothing else tells of the machine's folders.
 
     Args:
         path: Where the JSON Lines go.
@@ -147,7 +147,7 @@ def _small(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
         return [_small(item, name) for item in value]
     if isinstance(value, float) and name in ("validation_loss", "validation", "training", "training_peak"):
-        return round(value, 5)
+        return round(value, 6)
     if isinstance(value, float) and name == "parameter_rms":
         return round(value, 7)
     if isinstance(value, str) and name == "weights" and "/" in value and "://" not in value:

@@ -34,7 +34,6 @@ class Results(NamedTuple):
         rival: The optimizer that differences are taken to.
         records: The runs, each with the label of its row for a `name`.
         rows: One for each optimizer.
-        unequal_trials: Whether optimizers were allowed different numbers of trials.
     """
 
     title: str
@@ -44,7 +43,6 @@ class Results(NamedTuple):
     rival: str
     records: list[dict[str, Any]]
     rows: list[Row]
-    unequal_trials: bool
 
 
 def _is_curve(value: Any) -> bool:
@@ -185,7 +183,6 @@ def _sort_task(title: str, records: list[dict[str, Any]], without_weights: Colle
         rival=rival,
         records=records,
         rows=rows,
-        unequal_trials=not all(r.get("equal_trials", True) for r in records),
     )
 
 

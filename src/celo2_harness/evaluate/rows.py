@@ -178,5 +178,5 @@ def _common_points(curves: Sequence[Sequence[Sequence[Any]]]) -> list[tuple[int,
         values = [curve[step] for curve in by_step]
         if None in values:
             break
-        points.append((step, values))
+        points.append((step, [float(value) for value in values]))
     return points

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from celo2_harness.evaluate.claims import Claims
+from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.loop import Progress, train_step
 from celo2_harness.evaluate.plan import Run, grids, plan, total_steps
 from celo2_harness.evaluate.records import append_record, prepare_folder, provenance, read_lines
@@ -79,6 +80,9 @@ def run_suite(
     specified = {task.label: task for task in suite.tasks}
     optimizers = {optimizer.label: optimizer for optimizer in suite.optimizers}
     needed = grids(suite, only)
+    if not needed:
+        pairs = ", ".join(f"{grid[0].task}/{grid[0].optimizer}" for grid in grids(suite))
+        raise InputError(f"only = {only!r}: expected a part of {pairs}; * stands for anything")
     tasks = {label: make_task(specified[label]) for label in dict.fromkeys(grid[0].task for grid in needed)}
     described = {label: task.describe() for label, task in tasks.items()}
     for grid in needed:
