@@ -15,6 +15,7 @@ import pytest
 
 from celo2_harness import harness, schedules
 from celo2_harness.cli.main import COMMANDS
+from celo2_harness.evaluate import OPTIMIZERS, suites
 from celo2_harness.routing import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +115,18 @@ def test_meaning_of_the_learning_rate():
 def test_schedules_are_listed():
     ((_, rows),) = _tables("docs/choosing-a-preset.md", "schedules")
     assert [name.strip("`") for name, _ in rows] == list(schedules.SCHEDULES)
+
+
+def test_optimizers_of_suites_are_listed():
+    ((_, rows),) = _tables("docs/evaluation.md", "optimizers")
+    assert [(name.strip("`"), text) for name, text in rows] == [(n, row.description) for n, row in OPTIMIZERS.items()]
+
+
+def test_suites_are_listed():
+    listed = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \|$", PAGES["docs/evaluation.md"].partition("## Writing")[0], re.MULTILINE
+    )
+    assert sorted(listed) == sorted(suites())
 
 
 _DEFAULTS = [(page, name) for page in PAGES for name, _ in _tables(page, "defaults")]

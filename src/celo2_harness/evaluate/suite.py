@@ -13,7 +13,7 @@ from celo2_harness.tasks import TASKS
 
 KINDS = ("preset", "optax", "make")
 """How a suite names an optimizer: a preset, a row of `OPTIMIZERS`, or an import path."""
-_FOLDER = "celo2_harness.evaluate.suites"
+_FOLDER = resources.files("celo2_harness.evaluate") / "suites"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def suites() -> dict[str, str]:
     >>> "smoke" in suites()
     True
     """
-    files = {file.name: file for file in resources.files(_FOLDER).iterdir() if file.name.endswith(".toml")}
+    files = {file.name: file for file in _FOLDER.iterdir() if file.name.endswith(".toml")}
     return {
         name.removesuffix(".toml"): tomllib.loads(files[name].read_text(encoding="utf-8"))["description"]
         for name in sorted(files)
@@ -143,7 +143,7 @@ def load_suite(source: str | Path) -> Suite:
     """
     path = Path(source)
     if str(source) in suites():
-        text, folder = (resources.files(_FOLDER) / f"{source}.toml").read_text(encoding="utf-8"), Path()
+        text, folder = (_FOLDER / f"{source}.toml").read_text(encoding="utf-8"), Path()
     elif path.suffix != ".toml":
         raise InputError(f"suite = {str(source)!r}: expected one of {', '.join(suites())}, or a .toml file")
     else:
