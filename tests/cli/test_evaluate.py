@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from celo2_harness.cli.main import main
 
 MODULE = '''
-"""An optimizer that writes down its steps, and once kills its process."""
+"""An optimizer that writes down its steps, and once sends its process a signal."""
 
 import os
-import signal
 from pathlib import Path
 
 import jax
@@ -23,7 +23,7 @@ import optax
 HERE = Path(__file__).parent
 
 
-def make(learning_rate, weight_decay, total_steps, deadly=False):
+def make(learning_rate, weight_decay, total_steps, number=0):
     inner = optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate))
 
     def note(count):
@@ -31,11 +31,11 @@ def make(learning_rate, weight_decay, total_steps, deadly=False):
             file.write(f"{int(count)}\\n")
         if int(count) == total_steps - 3 and not (HERE / "killed").exists():
             (HERE / "killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     def update(updates, state, params=None):
         count, inner_state = state
-        if deadly:
+        if number:
             jax.debug.callback(note, count)
         updates, inner_state = inner.update(updates, inner_state, params)
         return updates, (count + 1, inner_state)
@@ -61,7 +61,7 @@ weight_decays = [0.1]
 selection_seeds = [0, 1]
 """
 PLAIN = '[[optimizers]]\nmake = "an_optimizer:make"\nlabel = "first"\n'
-DEADLY = '[[optimizers]]\nmake = "an_optimizer:make"\nlabel = "second"\noptions = {deadly = true}\n'
+DEADLY = '[[optimizers]]\nmake = "an_optimizer:make"\nlabel = "second"\noptions = {number = 9}\n'
 LAST = '[[optimizers]]\noptax = "lion"\nguard = {}\n'
 
 
@@ -105,6 +105,19 @@ def test_a_killed_suite_goes_on_and_neither_repeats_nor_loses_a_run(folder, caps
         assert alive["validation"] == killed["validation"] and alive["training"] == killed["training"]
     assert main(["evaluate", "suite.toml", "--out", "out"]) == 0
     assert records(folder / "out") == after and "6 of 6 runs are done" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_interrupted_suite_is_saved_and_goes_on(folder, capsys):
+    (folder / "suite.toml").write_text(SUITE + DEADLY.replace("number = 9", f"number = {int(signal.SIGINT)}"))
+    assert main(["evaluate", "suite.toml", "--out", "out"]) == 130
+    jax.effects_barrier()
+    assert "interrupted; the same command goes on from there" in capsys.readouterr().err
+    assert main(["evaluate", "suite.toml", "--out", "out"]) == 0
+    jax.effects_barrier()
+    assert [record["seed"] for record in records(folder / "out")] == [0, 1]
+    # No step was taken twice, although no checkpoint was due where it was stopped.
+    assert (folder / "steps").read_text().split() == 2 * [*map(str, range(12))]
 
 
 @pytest.mark.slow
@@ -201,8 +214,6 @@ def test_wrong_input_is_one_line_and_status_2(folder, capsys, words, message):
 
 
 def test_the_leaves_that_decay_are_those_that_presets_call_hidden():
-    import jax
-
     from celo2_harness.cli._optimizers import _hidden
     from celo2_harness.routing import label_params
     from celo2_harness.tasks import make_task
@@ -211,3 +222,29 @@ def test_the_leaves_that_decay_are_those_that_presets_call_hidden():
     labels = jax.tree.leaves(label_params(params))
     assert jax.tree.leaves(_hidden(params)) == [label == "hidden" for label in labels]
     assert labels.count("hidden") == 4  # of one block: attention in and out, MLP up and down
+
+
+def test_records_tell_weights_by_their_numbers(folder):
+    import dataclasses
+
+    from celo2_harness import load_weights, save_weights
+    from celo2_harness.cli._optimizers import make_contender
+    from celo2_harness.evaluate import load_suite
+
+    weights = load_weights("celo2")
+    (folder / "sub").mkdir()
+    save_weights(folder / "sub" / "weights.celo2", weights)
+    changed = weights.theta._replace(b2=weights.theta.b2 + 1)
+    save_weights(folder / "weights.celo2", dataclasses.replace(weights, theta=changed))
+    text = '[[optimizers]]\npreset = "celo2_ortho"\nlabel = "{0}"\n{1}'
+    sources = ("", 'weights = "sub/weights.celo2"', 'weights = "weights.celo2"')
+    optimizers = "\n".join(text.format(*pair) for pair in enumerate(sources))
+    (folder / "suite.toml").write_text(f'{SUITE}{optimizers}\n[[optimizers]]\npreset = "muon"\nguard = {{}}\n')
+    suite = load_suite("suite.toml")
+    default, same, other, muon = (make_contender(suite, o, 0.1, 0.2, 12).settings for o in suite.optimizers)
+    assert default["weights"] == "celo2" and same["weights"] == other["weights"] == "weights.celo2"
+    assert default["weights_sha256"] == same["weights_sha256"] != other["weights_sha256"]
+    assert muon == {
+        "preset": "muon", "learning_rate": 0.1, "weight_decay": 0.2, "total_steps": 12, "schedule": "warmup_cosine",
+        "warmup": 0.05, "guard": {},
+    }  # fmt: skip
