@@ -127,6 +127,14 @@ def test_tasks_and_weights_are_told_apart():
     assert [row.name for row in results.rows] == ["celo2_ortho (weights_sha256 aa)", "celo2_ortho (weights_sha256 bb)"]
 
 
+def test_the_search_is_shown_on_its_own_seeds():
+    header = {"selection_seeds": [0], "report_seeds": [1, 2]}
+    lines = [record("sgd", [5, loss], seed=seed, **header) for seed, loss in ((0, 1.0), (1, 3.0), (2, 4.0))]
+    (results,) = sort_results([*lines, record("sgd", [5, 2.0], rate=0.2, **header)])
+    assert search_table(results).rows == [["sgd", "1.0000", "2.0000"]]
+    assert results.rows[0].validation_loss == 3.5
+
+
 def test_runs_of_different_selections_do_not_mix():
     split = {"selection_seeds": [0], "report_seeds": [1]}
     with pytest.raises(InputError, match="runs of sgd come from suites with different seeds"):

@@ -83,7 +83,7 @@ def plot_learning_rates(results: Results, path: Path, title: str) -> bool:
         rate *= 1.08 ** [other for other, _ in dead[:number]].count(rate)
         axes.plot([rate], [top + margin], marker="x", color=color, markersize=9, markeredgewidth=2, clip_on=False)
     if dead:
-        axes.plot([], [], marker="x", color="#555555", linestyle="none", label="diverged")
+        axes.plot([], [], marker="x", color="#555555", linestyle="none", label="diverged or failed")
     add_legend(axes, outside=True)
     figure.savefig(path)
     return True
@@ -92,7 +92,7 @@ def plot_learning_rates(results: Results, path: Path, title: str) -> bool:
 def _by_rate(results: Results, name: str) -> dict[float, list[float]]:
     """Learning rate -> final losses by seed, at the weight decay with the best mean."""
     trials: dict[float, dict[float | None, list[float]]] = {}
-    for record in results.records:
+    for record in results.searched():
         if record["name"] == name:
             by_decay = trials.setdefault(record["learning_rate"], {})
             by_decay.setdefault(weight_decay(record), []).append(final_loss(record))
@@ -137,7 +137,7 @@ def plot_maps(results: Results, path: Path, title: str) -> bool:
         axes.set_ylabel("weight decay", fontsize=9)
     for axes in list(grid.flat)[len(maps) :]:
         axes.set_visible(False)
-    figure.colorbar(image, ax=grid, label=f"final loss ({results.unit}); × diverged", fraction=0.04)
+    figure.colorbar(image, ax=grid, label=f"final loss ({results.unit}); × diverged or failed", fraction=0.04)
     figure.savefig(path)
     return True
 
@@ -145,7 +145,7 @@ def plot_maps(results: Results, path: Path, title: str) -> bool:
 def _map(results: Results, name: str) -> tuple[list[float], list[float], list[list[float | None]]]:
     """Learning rates, weight decays, and mean final losses with one line per weight decay."""
     trials: dict[tuple[float, float], list[float]] = {}
-    for record in results.records:
+    for record in results.searched():
         decay = weight_decay(record)
         if record["name"] == name and decay is not None:
             trials.setdefault((record["learning_rate"], decay), []).append(final_loss(record))

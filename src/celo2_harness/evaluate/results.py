@@ -44,6 +44,10 @@ class Results(NamedTuple):
     records: list[dict[str, Any]]
     rows: list[Row]
 
+    def searched(self) -> list[dict[str, Any]]:
+        """Returns the runs of the search: those of the report would favour the trials that they are of."""
+        return [r for r in self.records if r["seed"] in r.get("selection_seeds", [r["seed"]])]
+
 
 def _is_curve(value: Any) -> bool:
     return isinstance(value, list) and all(

@@ -75,9 +75,9 @@ def comparison_table(results: Results) -> Table:
 
 def search_table(results: Results) -> Table:
     """Returns every trial with its mean final loss: one line per optimizer and weight decay."""
-    rates = sorted({record["learning_rate"] for record in results.records})
+    rates = sorted({record["learning_rate"] for record in results.searched()})
     groups: dict[tuple[str, float | None], dict[float, list[dict]]] = {}
-    for record in results.records:
+    for record in results.searched():
         line = groups.setdefault((record["name"], weight_decay(record)), {})
         line.setdefault(record["learning_rate"], []).append(record)
     several = len({decay for _, decay in groups}) > 1
@@ -86,7 +86,9 @@ def search_table(results: Results) -> Table:
         cells = [name] + ([NONE if decay is None else f"{decay:g}"] if several else [])
         rows.append(cells + [_trial(line.get(rate, [])) for rate in rates])
     headings = ["optimizer", *(["weight decay"] if several else []), *(f"{rate:g}" for rate in rates)]
-    notes = ["Mean final loss over the seeds that finished, by learning rate; how many did not, in brackets."]
+    notes = [
+        "Mean final loss over the seeds of the search that finished, by learning rate; how many did not, in brackets."
+    ]
     return Table(f"{results.title}: every trial", headings, rows, notes)
 
 
