@@ -62,6 +62,7 @@ def test_significance_by_hand():
     assert difference.verdict == "open"  # 0.248 > 0.2
     verdict = lambda *finals: paired_difference(dict(enumerate(finals)), others).verdict  # type: ignore[union-attr]
     assert verdict(1.79, 1.9, 2.0) == "lower" and verdict(2.5, 2.61, 2.7) == "higher"
+    assert verdict(1.99995, 2.09995, 2.19995) == "open"  # too small to matter, however sure
     assert verdict(1.0) == "one seed" and verdict(1.0, math.inf) == "diverged"
     assert paired_difference({5: 1.0}, others) is None
     assert paired_difference({0: math.inf}, {0: math.inf}) == Difference(1, math.inf, None, None, "diverged")

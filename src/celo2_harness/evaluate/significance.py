@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
+RESOLUTION = 1e-4
+"""Smaller differences count as none: they are rounding, or of no use."""
 WEAK_BELOW = 5
 """With fewer seeds a difference is called weak evidence, whatever its size."""
 
@@ -18,7 +20,7 @@ class Difference(NamedTuple):
         mean: Of the differences; infinite where one of the two diverged.
         standard_error: Standard deviation of the differences over the root of their number; None for one seed.
         half_width: Of the two-sided interval of Student's distribution at `CONFIDENCE`; None for one seed.
-        verdict: "lower" or "higher" if the interval leaves zero out, "open" if it does not, "one seed" if there is
+        verdict: "lower" or "higher" if the interval leaves zero out and the mean is above `RESOLUTION`, "open" if not, "one seed" if there is
             none, "diverged" if there is no difference.
     """
 
@@ -55,5 +57,5 @@ def paired_difference(finals: Mapping[int, float], others: Mapping[int, float]) 
         return Difference(1, mean, None, None, "one seed")
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     half_width = float(stdtrit(len(differences) - 1, 0.5 + CONFIDENCE / 2)) * error
-    verdict = "open" if abs(mean) <= half_width else "lower" if mean < 0 else "higher"
+    verdict = "open" if abs(mean) <= max(half_width, RESOLUTION) else "lower" if mean < 0 else "higher"
     return Difference(len(differences), mean, error, half_width, verdict)
