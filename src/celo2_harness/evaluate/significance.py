@@ -20,8 +20,8 @@ class Difference(NamedTuple):
         mean: Of the differences; infinite where one of the two diverged.
         standard_error: Standard deviation of the differences over the root of their number; None for one seed.
         half_width: Of the two-sided interval of Student's distribution at `CONFIDENCE`; None for one seed.
-        verdict: "lower" or "higher" if the interval leaves zero out and the mean is above `RESOLUTION`, "open" if not, "one seed" if there is
-            none, "diverged" if there is no difference.
+        verdict: "lower" or "higher" if the interval leaves zero out and the mean is beyond `RESOLUTION`, "open" if not;
+            "one seed" if there is no interval, "diverged" if there is no difference.
     """
 
     seeds: int
