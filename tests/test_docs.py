@@ -15,6 +15,10 @@ import pytest
 
 from celo2_harness import harness, schedules
 from celo2_harness.cli.main import COMMANDS
+from celo2_harness.evaluate import OPTIMIZERS, suites
+from celo2_harness.evaluate.report import Section, update_markdown
+from celo2_harness.evaluate.results import read_results, sort_results
+from celo2_harness.evaluate.tables import result_tables
 from celo2_harness.routing import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +118,32 @@ def test_meaning_of_the_learning_rate():
 def test_schedules_are_listed():
     ((_, rows),) = _tables("docs/choosing-a-preset.md", "schedules")
     assert [name.strip("`") for name, _ in rows] == list(schedules.SCHEDULES)
+
+
+def test_optimizers_of_suites_are_listed():
+    ((_, rows),) = _tables("docs/evaluation.md", "optimizers")
+    assert [(name.strip("`"), text) for name, text in rows] == [(n, row.description) for n, row in OPTIMIZERS.items()]
+
+
+def test_suites_are_listed():
+    listed = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \|$", PAGES["docs/evaluation.md"].partition("## Writing")[0], re.MULTILINE
+    )
+    assert sorted(listed) == sorted(suites())
+
+
+def test_tables_of_results_are_those_of_the_kept_runs(tmp_path):
+    """Between its markers, the page of results says what `celo2 report results --markdown` writes there."""
+    kept = sorted(ROOT.glob("results/*.jsonl"))
+    if not kept:
+        pytest.skip("no runs are kept")
+    records = read_results(kept)
+    without_weights = {name for name, preset in PRESETS.items() if preset.weights is None}
+    sections = [Section(r.title, result_tables(r), []) for r in sort_results(records, without_weights)]
+    copy = tmp_path / "results.md"
+    copy.write_text(PAGES["docs/results.md"])
+    update_markdown(copy, sections)
+    assert copy.read_text() == PAGES["docs/results.md"]
 
 
 _DEFAULTS = [(page, name) for page in PAGES for name, _ in _tables(page, "defaults")]

@@ -43,6 +43,14 @@ COMMANDS = {
         "Train the same GPT with several optimizers and compare them.",
         ("tyro", "rich", "matplotlib"),
     ),
+    "evaluate": Command(
+        "celo2_harness.cli.evaluate", "Run a suite: tasks, optimizers, learning rates, weight decays and seeds."
+    ),
+    "report": Command(
+        "celo2_harness.cli.report",
+        "Make tables, pictures and a page of results.",
+        ("tyro", "rich", "matplotlib"),
+    ),
     "describe": Command("celo2_harness.cli.describe", "Show where a preset sends every parameter of a model."),
     "presets": Command("celo2_harness.cli.presets", "List the presets."),
     "bench": Command("celo2_harness.cli.bench", "Measure what an optimizer step costs."),

@@ -54,6 +54,10 @@ class GPTConfig:
 # counts are below those of the namesakes.
 MODELS = {
     "nano": GPTConfig(width=128, layers=4, heads=4, context=64),
+    "tiny": GPTConfig(width=16, layers=1, heads=2, context=16),
+    "nano-64": GPTConfig(width=64, layers=4, heads=2, context=64),
+    "nano-256": GPTConfig(width=256, layers=4, heads=8, context=64),
+    "nano-512": GPTConfig(width=512, layers=4, heads=16, context=64),
     "small": GPTConfig(width=384, layers=6, heads=6, context=256),
     "gpt2": GPTConfig(width=768, layers=12, heads=12, context=1024),
     "gpt3-xl": GPTConfig(width=2048, layers=24, heads=16, context=2048, remat=True),

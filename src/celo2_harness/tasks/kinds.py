@@ -13,7 +13,7 @@ class TaskKind(NamedTuple):
 
     Attributes:
         description: One line.
-        sizes: Names of its sizes, the smallest first, and what each is.
+        sizes: Names of its sizes, the usual one first, and what each is.
         make: (size, data, batch) -> the task; data is a file or folder, or None for the data that come with Python or a
             package; raises ValueError where they do not fit.
         batch: Examples per training batch where none is given.
@@ -30,6 +30,10 @@ TASKS = {
         "predict the next byte of a text with a GPT",
         {
             "nano": "0.9 million parameters, windows of 64 bytes",
+            "tiny": "12 thousand parameters, windows of 16 bytes, for tests",
+            "nano-64": "nano at width 64",
+            "nano-256": "nano at width 256",
+            "nano-512": "nano at width 512",
             "small": "11 million parameters, windows of 256 bytes",
             "gpt2": "86 million parameters, windows of 1024 bytes",
             "gpt3-xl": "1213 million parameters, windows of 2048 bytes",
@@ -45,7 +49,7 @@ def make_task(name: str, size: str | None = None, data: Path | None = None, batc
 
     Args:
         name: Out of `TASKS`.
-        size: Out of the sizes of that kind; by default the smallest.
+        size: Out of the sizes of that kind; by default the first.
         data: A file or folder; by default data that need no file.
         batch: Examples per training batch; by default the kind's.
 
