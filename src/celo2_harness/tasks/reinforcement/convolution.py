@@ -1,0 +1,103 @@
+"""Convolution without padding, computed on a CPU a few images at a time, where XLA's own gradient is slow."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# So few images that what is computed of them stays in a core's cache.
+_CHUNK = 16
+
+Images = Float[Array, "batch height width inputs"]
+Kernel = Float[Array, "side side inputs outputs"]
+Outputs = Float[Array, "batch rows columns outputs"]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(images: Images, kernel: Kernel, stride: int) -> Outputs:
+    """Convolution of images with a square kernel, without padding.
+
+    y[b, i, j, o] = sum over u, v, c of x[b, s i + u, s j + v, c] k[u, v, c, o], with s the stride.
+
+    Args:
+        images: What to convolve, channels last.
+        kernel: Height, width, inputs, outputs.
+        stride: Between neighbouring outputs; it divides the side of the kernel.
+
+    Returns:
+        The outputs, (height - side) // stride + 1 rows and accordingly many columns.
+
+    Raises:
+        ValueError: if the stride does not divide the side of the kernel.
+
+    >>> convolve(jnp.ones((2, 9, 9, 3)), jnp.ones((4, 4, 3, 5)), 2).shape
+    (2, 3, 3, 5)
+    """
+    if kernel.shape[0] % stride:
+        raise ValueError(f"stride = {stride}: expected a divisor of the kernel's side {kernel.shape[0]}")
+    return jax.lax.platform_dependent(
+        images, kernel, cpu=partial(_in_chunks, stride), default=partial(_convolve, stride)
+    )
+
+
+def _convolve(stride: int, images: Images, kernel: Kernel) -> Outputs:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(images, kernel, (stride, stride), "VALID", dimension_numbers=numbers)
+
+
+def _in_chunks(stride: int, images: Images, kernel: Kernel) -> Outputs:
+    outputs = jax.lax.map(lambda chunk: _convolve(stride, chunk, kernel), _chunked(images))
+    return outputs.reshape(-1, *outputs.shape[2:])
+
+
+def _chunked(x: Float[Array, "batch *rest"]) -> Float[Array, "chunks chunk *rest"]:
+    size = _CHUNK if x.shape[0] % _CHUNK == 0 else x.shape[0]
+    return x.reshape(-1, size, *x.shape[1:])
+
+
+def _forward(images: Images, kernel: Kernel, stride: int) -> tuple[Outputs, tuple[Images, Kernel]]:
+    return convolve(images, kernel, stride), (images, kernel)
+
+
+def _backward(stride: int, saved: tuple[Images, Kernel], gradient: Outputs) -> tuple[Images, Kernel]:
+    images, kernel = saved
+    of_images = jax.vjp(lambda x: _convolve(stride, x, kernel), images)[1](gradient)[0]
+    of_kernel = jax.lax.platform_dependent(
+        images,
+        kernel,
+        gradient,
+        cpu=partial(_kernel_gradient, stride),
+        default=lambda x, k, g: jax.vjp(lambda k: _convolve(stride, x, k), k)[1](g)[0],
+    )
+    return of_images, of_kernel
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(stride: int, images: Images, kernel: Kernel, gradient: Outputs) -> Kernel:
+    """The gradient of the kernel as a sum of matrix products.
+
+    With stride x stride pixels moved to the channels the stride becomes 1, and the kernel has side / stride rows: for each
+    of its places, the image shifted by it, as a matrix (positions, channels), times the gradient (positions, outputs).
+    """
+    side, _, inputs, outputs = kernel.shape
+    places, (rows, columns) = side // stride, gradient.shape[1:3]
+    height, width = rows + places - 1, columns + places - 1
+
+    def add(total, chunk):
+        x, g = chunk
+        x = x[:, : height * stride, : width * stride].reshape(-1, height, stride, width, stride, inputs)
+        # Without barriers XLA fuses the moves and the slices into one loop over single numbers.
+        x = jax.lax.optimization_barrier(x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, stride**2 * inputs))
+        g = g.reshape(-1, outputs)
+        shifted = [x[:, u : u + rows, v : v + columns] for u in range(places) for v in range(places)]
+        return total + jnp.stack(
+            [jax.lax.optimization_barrier(s).reshape(-1, stride**2 * inputs).T @ g for s in shifted]
+        ), None
+
+    total = jnp.zeros((places**2, stride**2 * inputs, outputs), gradient.dtype)
+    total, _ = jax.lax.scan(add, total, (_chunked(images), _chunked(gradient)))
+    total = total.reshape(places, places, stride, stride, inputs, outputs)
+    return total.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape)
