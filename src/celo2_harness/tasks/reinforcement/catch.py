@@ -40,9 +40,7 @@ def start_catch(key: Key[Array, ""]) -> CatchState:
     return CatchState(key, jnp.int32(0), column, jnp.int32(COLUMNS // 2))
 
 
-def step_catch(
-    state: CatchState, action: Int32[Array, ""]
-) -> tuple[CatchState, Float32[Array, ""], Bool[Array, ""]]:
+def step_catch(state: CatchState, action: Int32[Array, ""]) -> tuple[CatchState, Float32[Array, ""], Bool[Array, ""]]:
     """Moves the paddle (0 left, 1 not, 2 right) and lets the ball fall by a row.
 
     Args:
