@@ -77,27 +77,30 @@ convolve.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(stride: int, images: Images, kernel: Kernel, gradient: Outputs) -> Kernel:
-    """The gradient of the kernel as a sum of matrix products.
+    """The gradient of the kernel as one matrix product.
 
-    With stride x stride pixels moved to the channels the stride becomes 1, and the kernel has side / stride rows: for each
-    of its places, the image shifted by it, as a matrix (positions, channels), times the gradient (positions, outputs).
+    With stride x stride pixels moved to the channels the stride becomes 1, and the kernel has side / stride rows. Then
+    the image as a matrix (positions, channels) is multiplied by the gradient shifted to each of the kernel's places,
+    side by side, as a matrix (positions, places x outputs).
     """
     side, _, inputs, outputs = kernel.shape
     places, (rows, columns) = side // stride, gradient.shape[1:3]
-    height, width = rows + places - 1, columns + places - 1
+    height, width, edge = rows + places - 1, columns + places - 1, places - 1
 
     def add(total, chunk):
         x, g = chunk
         x = x[:, : height * stride, : width * stride].reshape(-1, height, stride, width, stride, inputs)
-        # Without barriers XLA fuses the moves and the slices into one loop over single numbers.
-        x = jax.lax.optimization_barrier(x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, stride**2 * inputs))
-        g = g.reshape(-1, outputs)
-        shifted = [x[:, u : u + rows, v : v + columns] for u in range(places) for v in range(places)]
-        return total + jnp.stack(
-            [jax.lax.optimization_barrier(s).reshape(-1, stride**2 * inputs).T @ g for s in shifted]
-        ), None
+        shifted = [
+            jnp.pad(g, ((0, 0), (down, edge - down), (right, edge - right), (0, 0)))
+            for down in range(places)
+            for right in range(places)
+        ]
+        # Without barriers XLA fuses all the moves into one loop over single numbers.
+        x = jax.lax.optimization_barrier(x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, stride**2 * inputs))
+        g = jax.lax.optimization_barrier(jnp.concatenate(shifted, axis=-1))
+        return total + x.T @ g.reshape(-1, places**2 * outputs), None
 
-    total = jnp.zeros((places**2, stride**2 * inputs, outputs), gradient.dtype)
+    total = jnp.zeros((stride**2 * inputs, places**2 * outputs), gradient.dtype)
     total, _ = jax.lax.scan(add, total, (_chunked(images), _chunked(gradient)))
-    total = total.reshape(places, places, stride, stride, inputs, outputs)
-    return total.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape)
+    total = total.reshape(stride, stride, inputs, places, places, outputs)
+    return total.transpose(3, 0, 4, 1, 2, 5).reshape(kernel.shape)
