@@ -81,8 +81,8 @@ def defaults(config: Config) -> Config:
         return Config()
     options = saved_options(_folder(config))
     ppo = {name: value for name, value in options.get("ppo", {}).items() if name in _names(PPOConfig)}
-    options = {name: value for name, value in options.items() if name in _names(Config)}
-    return Config(**options | {"ppo": PPOConfig(**ppo)})
+    options = {name: value for name, value in options.items() if name in _names(Config) - {"ppo"}}
+    return dataclasses.replace(Config(**options), ppo=PPOConfig(**ppo))
 
 
 def _names(config: type) -> set[str]:

@@ -58,12 +58,12 @@ class PPOProgress(NamedTuple):
 class Rollout(NamedTuple):
     """What was collected for one update."""
 
-    observations: UInt8[np.ndarray, "time count height width channels"]
-    actions: Int32[np.ndarray, "time count"]
-    log_probabilities: Float32[np.ndarray, "time count"]
-    values: Float32[np.ndarray, "time count"]
-    rewards: Float32[np.ndarray, "time count"]
-    terminals: Bool[np.ndarray, "time count"]
+    observations: UInt8[Array, "time count height width channels"]
+    actions: Int32[Array, "time count"]
+    log_probabilities: Float32[Array, "time count"]
+    values: Float32[Array, "time count"]
+    rewards: Float32[Array, "time count"]
+    terminals: Bool[Array, "time count"]
 
 
 def init_ppo(network: ActorCriticConfig, tx: optax.GradientTransformation, seed: int) -> TrainState:
@@ -243,21 +243,18 @@ def _collect(
     steps_before: int,
 ) -> tuple[Rollout, np.ndarray, list[Episode]]:
     shape = (config.rollout, config.environments)
-    rollout = Rollout(
-        np.empty((*shape, *environments.observation_shape), np.uint8),
-        np.empty(shape, np.int32),
-        *(np.empty(shape, np.float32) for _ in range(3)),
-        np.empty(shape, np.bool_),
-    )
+    observed = (*shape, *environments.observation_shape)
+    columns = [np.empty(observed, np.uint8), np.empty(shape, np.int32)]
+    columns += [np.empty(shape, dtype) for dtype in (np.float32, np.float32, np.float32, np.bool_)]
     episodes = []
     for time_step in range(config.rollout):
         chosen = act(network, params, observations, key, np.int32(time_step))
         actions, log_probabilities, values = map(np.asarray, chosen)
         after = environments.step(actions)
         record = (observations, actions, log_probabilities, values, after.rewards, after.terminals)
-        for column, entry in zip(rollout, record, strict=True):
+        for column, entry in zip(columns, record, strict=True):
             column[time_step] = entry
         step = steps_before + (time_step + 1) * config.environments
         episodes += tally.add(step, after.rewards, after.episodes_over)
         observations = after.observations
-    return rollout, observations, episodes
+    return Rollout._make(map(jnp.asarray, columns)), observations, episodes

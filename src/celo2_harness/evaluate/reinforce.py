@@ -88,8 +88,8 @@ def reinforce(
     """Trains an agent in a folder: metrics go to `metrics.jsonl`, checkpoints to `checkpoints/`.
 
     `metrics.jsonl` has a header, a line per episode with its return, a line per update with losses and speed, and a
-    line for the end. A resumed run goes on from the last checkpoint (parameters, optimizer state and step) with new games,
-    since the emulators cannot be saved; lines after that checkpoint are cut off.
+    line for the end. A resumed run goes on from the last checkpoint (parameters, optimizer state and step) with new
+    games, since the emulators cannot be saved; lines after that checkpoint are cut off.
 
     Args:
         environments: As many copies of the game as `ppo` says.

@@ -85,7 +85,7 @@ class Convolution(nnx.Conv):
     ) -> Float[Array, "batch rows columns features"]:
         del out_sharding
         assert self.bias is not None
-        return convolve(inputs, self.kernel[...], self.stride) + self.bias[...]
+        return jnp.add(convolve(inputs, self.kernel[...], self.stride), self.bias[...])
 
 
 def _orthogonal(scale: float) -> Any:

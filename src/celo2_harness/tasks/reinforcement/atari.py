@@ -83,7 +83,7 @@ class Atari:
     @property
     def actions(self) -> int:
         """How many of the 18 actions of the console make a difference in the game."""
-        return int(self._ale.single_action_space.n)
+        return len(self._ale.ale.get_action_set())
 
     @property
     def observation_shape(self) -> tuple[int, int, int]:
