@@ -222,7 +222,7 @@ def test_games_are_refused_by_name():
 def test_a_missing_extra_is_named(module, monkeypatch):
     monkeypatch.delitem(sys.modules, "ale_py.vector_env", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"game = 'freeway' needs {module}: pip install 'celo2-harness\[atari\]'"):
+    with pytest.raises(ImportError, match=r"game = 'freeway' needs ale_py.*: pip install 'celo2-harness\[atari\]'"):
         make_environments("freeway", 1)
 
 
