@@ -70,6 +70,13 @@ def folder(tmp_path):
         ),
         ("data prepare digits --out {}/empty/out", "[Errno 20] Not a directory: '{}/empty/out'"),
         ("data", "there is no command 'data'; expected one of "),
+        ("reinforce --game pong", "game = 'pong': expected one of asterix, "),
+        ("reinforce --game catch --preset adam", "preset = 'adam': expected one of "),
+        ("reinforce --game catch --learning-rate 0", "learning_rate = 0.0: expected "),
+        ("reinforce --game catch --steps 0", "steps = 0: expected at least 1"),
+        ("reinforce --game catch --hidden 0", "hidden = 0: expected at least 1"),
+        ("reinforce --resume", "resume: {}/out holds no run"),
+        ("reinforce --plot {}/none", "plot: there is no folder {}/none"),
         ("unknown", "there is no command 'unknown'; expected one of "),
     ],
 )
@@ -88,6 +95,7 @@ def test_wrong_input_is_one_line_and_status_2(folder, capsys, options, message):
 def test_words_that_are_no_options_have_status_2(capsys):
     assert main(["train", "--steps", "many"]) == 2
     assert main(["train", "--nonsense"]) == 2
+    assert main(["reinforce", "--minibatches", "3"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -194,3 +202,18 @@ def test_a_signal_saves_and_the_run_goes_on_later(folder):
     assert max(int(path.name) for path in (out / "checkpoints").iterdir()) == saved >= 5
     status, error = start_and_signal(["train", "--resume", "--out", str(out)], signal.SIGTERM, f"from step {saved}")
     assert status == 130 and int(error.split()[3].rstrip(";")) > saved
+
+
+def test_an_agent_trains_resumes_and_is_drawn(tmp_path, capsys):
+    small = ["--game", "catch", "--preset", "adamw", "--hidden", "16", "--environments", "4", "--rollout", "18"]
+    assert main(["reinforce", *small, "--steps", "140", "--out", str(tmp_path / "a")]) == 0
+    assert "last 16 episodes, 144 agent steps" in capsys.readouterr().out
+    # With its own settings, and nothing left to do.
+    assert main(["reinforce", "--resume", "--out", str(tmp_path / "a")]) == 0
+    assert "last 16 episodes, 144 agent steps" in capsys.readouterr().out
+    assert main(["reinforce", *small, "--steps", "140", "--out", str(tmp_path / "a")]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["reinforce", "--plot", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "adamw, learning rate 0.00025" in printed and "catch" in printed
+    assert (tmp_path / "returns.png").read_bytes().startswith(b"\x89PNG")

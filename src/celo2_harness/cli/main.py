@@ -60,6 +60,11 @@ COMMANDS = {
     "metatrain select": Command(
         "celo2_harness.cli.metatrain_select", "Take the best evaluated rule of a meta-training run as its weights."
     ),
+    "reinforce": Command(
+        "celo2_harness.cli.reinforce",
+        "Train an agent on a game with PPO and one optimizer, or draw the returns of runs.",
+        ("tyro", "rich", "orbax", "matplotlib"),
+    ),
     "data prepare": Command("celo2_harness.cli.data", "Shrink image sets to 8x8 files for meta-training."),
     "weights": Command("celo2_harness.cli.weights", "Show what a weight file holds, or convert it."),
 }
