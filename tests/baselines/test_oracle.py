@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from celo2_harness.baselines import VELO, VeloWeights, load_velo_weights, velo
+from celo2_harness.baselines.velo_leaf import velo_view
 from celo2_harness.baselines.velo_loss import loss_decays
 from celo2_harness.baselines.velo_step import Memory, velo_step
 from celo2_harness.blocks.moments import unpack_moments
@@ -20,8 +21,9 @@ STEPS = 6
 # Of parameters, relative to the RMS of the leaf: the published program is float32 like ours, and an independent float64
 # program stays within 7e-6 of it; the mildest of many deliberate mistakes gives 9e-4.
 PARAMETERS = 1e-4
-# Of what the LSTM sees and answers, absolute, all numbers being of order one: where float32 costs the loss features 8e-5.
-THOUGHTS = 5e-4
+# Of what the LSTM sees and answers, absolute, all numbers being of order one. The loss features are differences of nearly
+# equal numbers: float32 costs the published ones 8e-5, and another order of additions as much again.
+THOUGHTS = {"lstm_inputs": 2e-4, "controls": 1e-4, "step_multiplier": 1e-4, "lstm_hidden": 1e-4, "lstm_cell": 1e-4}
 # 1 - 0.999 in float32, as the published program computes it, is 1.3e-5 off.
 STATE = 2e-5
 
@@ -54,7 +56,8 @@ def run(weights):
         leaves, treedef = jax.tree.flatten(params)
         rows = lambda tree: jnp.stack(jax.tree.leaves(tree))
         memory = Memory(state.count, unpack_moments(treedef, state), rows(state.hidden), rows(state.cell), state.losses)
-        thoughts = velo_step(CONFIG, weights.theta, jax.tree.leaves(gradients), leaves, memory, loss, num_steps)[2]
+        views = [velo_view(x.shape) for x in leaves]
+        thoughts = velo_step(CONFIG, weights.theta, views, jax.tree.leaves(gradients), leaves, memory, loss, num_steps)[2]
         updates, state = tx.update(gradients, state, params, value=loss)
         return optax.apply_updates(params, updates), state, thoughts
 
@@ -95,9 +98,10 @@ def test_what_the_lstm_sees_and_answers(run, record_property):
             wanted = reference()[f"{name}/{t}"]
             assert x.shape == wanted.shape
             errors[t, name] = float(np.max(np.abs(x - wanted)))
-    worst = max(errors, key=errors.get)
-    record_property("largest error", f"{errors[worst]:.2e} at {worst}")
-    assert errors[worst] <= THOUGHTS, worst
+    for name, tolerance in THOUGHTS.items():
+        largest = max(error for (_, other), error in errors.items() if other == name)
+        record_property(f"largest error, {name}", f"{largest:.2e}")
+        assert largest <= tolerance, name
 
 
 def test_state_after_the_last_step(run):

@@ -127,6 +127,7 @@ def velo(
         new, memory, _ = velo_step(
             config,
             VeloTheta(*jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tuple(weights.theta))),
+            [velo_view(gradients[i].shape) for i in filled],
             [gradients[i] for i in filled],
             [parameters[i] for i in filled],
             Memory(state.count, [moments[i] for i in filled], stacked(state.hidden), stacked(state.cell), state.losses),

@@ -23,7 +23,7 @@ class LossBuffer(NamedTuple):
 
 def init_losses() -> LossBuffer:
     """Before the first loss."""
-    return LossBuffer(jnp.zeros(SCALES), jnp.full(SCALES, FIRST_MINIMUM), jnp.zeros([], jnp.int32))
+    return LossBuffer(jnp.zeros(SCALES), jnp.full(SCALES, FIRST_MINIMUM, jnp.float32), jnp.zeros([], jnp.int32))
 
 
 def loss_decays(num_steps: Float[Array, ""] | Int[Array, ""] | int | float) -> Float[Array, " scales"]:

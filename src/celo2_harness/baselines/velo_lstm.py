@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from celo2_harness.baselines.velo_config import Affine, VeloConfig, VeloTheta, split_networks
 from celo2_harness.rule import Theta
+from celo2_harness.rule.channels import row_sums
 
 PARAMETER_FLOOR = 1e-9  # under the mean square of the parameters
 LOG_FLOOR = 1e-8
@@ -123,4 +124,6 @@ def _logarithm(x: Array) -> Array:
 
 
 def _means(planes: Sequence[Array]) -> list[Array]:
-    return [jnp.mean(plane) for plane in planes]
+    """Over all entries, in one pass. Rows first, then rows over rows, so that rounding does not add up."""
+    rows = row_sums([jnp.atleast_1d(plane) for plane in planes])
+    return [jnp.sum(sums) / planes[0].size for sums in rows]

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from celo2_harness.baselines.velo_config import VeloConfig, VeloTheta
-from celo2_harness.baselines.velo_leaf import leaf_update, velo_view
+from celo2_harness.baselines.velo_leaf import leaf_update
 from celo2_harness.baselines.velo_loss import SHORTEST_HALF_LIFE, LossBuffer, add_loss, loss_decays, loss_features
 from celo2_harness.baselines.velo_lstm import Controls, lstm_inputs, lstm_step, read_controls, summarize_leaf
-from celo2_harness.rule import Moments
+from celo2_harness.rule import MatrixView, Moments
 
 # Leaves of one shape are traced once, and run as one call each outside of jit.
 _summarize_leaf = jax.jit(summarize_leaf)
@@ -38,6 +38,7 @@ class Thoughts(NamedTuple):
 def velo_step(
     config: VeloConfig,
     theta: VeloTheta,
+    views: Sequence[MatrixView],
     gradients: Sequence[Array],
     parameters: Sequence[Array],
     memory: Memory,
@@ -52,6 +53,7 @@ def velo_step(
     Args:
       config: what theta was trained with.
       theta: the numbers of VeLO (float32 arrays, traced ones too).
+      views: one per leaf, as `velo_view` gives them.
       gradients: one per leaf, at least one, none of size zero.
       parameters: the leaves before the step.
       memory: before the step.
@@ -70,9 +72,8 @@ def velo_step(
     # One leaf after the other, the first after the LSTM, so that their temporaries share memory and what the LSTM was
     # told of can be overwritten.
     done = jnp.sum(jnp.square(controls.step_multiplier))
-    for i, (g, p, m) in enumerate(zip(gradients, parameters, memory.moments, strict=True)):
+    for i, (view, g, p, m) in enumerate(zip(views, gradients, parameters, memory.moments, strict=True)):
         network = jax.tree.map(lambda x, i=i: x[i], controls.networks)
-        view = velo_view(p.shape)
         square = summaries[i].mean_square
         update, new, done = _leaf_update(network, controls.step_multiplier[i], square, view, g, p, m, kernel, done)
         updates.append(view.invert(update))

@@ -93,6 +93,8 @@ def load_velo_weights(
     if isinstance(source, VeloWeights):
         weights, name = source, "the given weights"
         _check(weights, name)
+    elif not isinstance(source, (str, os.PathLike)):
+        raise WeightsError(f"weights = {source!r}: expected VeloWeights, or a path.")
     else:
         name = os.fspath(source)
         weights = _parse(read_file(name, HUB_FILE), name, published_as)

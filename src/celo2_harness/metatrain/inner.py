@@ -12,16 +12,17 @@ from celo2_harness.metatrain.augmentation import draw_log_alphas
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.problem import Clock, TaskGroup
 from celo2_harness.metatrain.update import apply_update, init_update
-from celo2_harness.rule import MatrixView, Theta, default_view
+from celo2_harness.metatrain.velo import apply_velo, init_velo
+from celo2_harness.rule import MatrixView, default_view
 from celo2_harness.tasks.image_mlp import Mlp, init_mlp, mlp_loss
 from celo2_harness.tasks.images import CLASSES, ImageSets
 
 
 class Unroll(NamedTuple):
-    """One inner training run: parameters (divided by alpha), optimizer state per leaf, and its task's constants."""
+    """One inner training run: parameters (divided by alpha), optimizer state, and its task's constants."""
 
     params: Mlp
-    state: tuple[Any, ...]
+    state: Any
     alphas: list[Float[Array, "..."]]
     learning_rate: Float[Array, ""]
 
@@ -83,7 +84,9 @@ class ImageProblem:
         low, high = (math.log(rate) for rate in config.inner_learning_rates)
         return Unroll(
             params=treedef.unflatten(leaves),
-            state=init_update(config.rule, self._views(leaves), leaves),
+            state=init_velo(self._whole_views(leaves))
+            if config.variant == "velo_s"
+            else init_update(config.rule, self._views(leaves), leaves),
             alphas=[jnp.exp(x) for x in logarithms],
             learning_rate=jnp.exp(jax.random.uniform(rate_key, (), minval=low, maxval=high)),
         )
@@ -93,7 +96,7 @@ class ImageProblem:
         return data.starts[which] + jax.random.randint(key, (self.config.batch,), 0, data.sizes[which])
 
     def step(
-        self, theta: Theta, state: Unroll, clock: Clock, data: ImageSets, batch: Int[Array, " batch"]
+        self, theta: Any, state: Unroll, clock: Clock, data: ImageSets, batch: Int[Array, " batch"]
     ) -> tuple[Unroll, Float[Array, ""]]:
         """One training step.
 
@@ -109,6 +112,10 @@ class ImageProblem:
             return mlp_loss(treedef.unflatten(scaled), images, labels)
 
         loss, gradients = jax.value_and_grad(loss_fn)(leaves)
+        if config.variant == "velo_s":
+            views = self._whole_views(leaves)
+            leaves, memory = apply_velo(theta, views, leaves, gradients, state.state, loss, clock.length)
+            return state._replace(params=treedef.unflatten(leaves), state=memory), loss
         factor = INNER_SCHEDULES[config.inner_schedule](clock.step, clock.length, config.inner_warmup)
         leaves, update_state = apply_update(
             rule=config.rule,
@@ -123,6 +130,10 @@ class ImageProblem:
             adam_factor=config.adam_factor,
         )
         return state._replace(params=treedef.unflatten(leaves), state=update_state), loss
+
+    def _whole_views(self, leaves: list[Array]) -> list[MatrixView]:
+        views = [kernel_view(leaf.shape) if leaf.ndim == 2 else default_view(leaf.shape) for leaf in leaves]
+        return [view._replace(whole=True) for view in views]
 
     def _views(self, leaves: list[Array]) -> list[MatrixView | None]:
         vectors = default_view if self.config.variant == "base" else lambda shape: None

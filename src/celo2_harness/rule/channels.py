@@ -86,13 +86,17 @@ def input_scales(
     return scales
 
 
+def row_sums(planes: Sequence[Float[Array, "*shape"]]) -> Sequence[Float[Array, "..."]]:
+    """The sums of float32 arrays of one shape along their last axis, in one pass over all of them."""
+    zeros = (jnp.zeros([], jnp.float32),) * len(planes)
+    return jax.lax.reduce(tuple(planes), zeros, lambda x, y: tuple(map(jnp.add, x, y)), (planes[0].ndim - 1,))
+
+
 def _row_sums(view: MatrixView, squares: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
     """The sum along the last axis of every product of squares; that axis keeps length one."""
     columns = view.viewed[-1]
     inside = [product([x for x in factors if x.shape[-1] == columns]) for factors in squares]
-    inside = tuple(jnp.broadcast_to(x, view.viewed) for x in inside)
-    zeros = (jnp.zeros([], jnp.float32),) * len(inside)
-    sums = jax.lax.reduce(inside, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (len(view.viewed) - 1,))
+    sums = row_sums([jnp.broadcast_to(x, view.viewed) for x in inside])
     outside = [[x for x in factors if x.shape[-1] != columns] for factors in squares]
     return [product([row[..., None], *factors]) for row, factors in zip(sums, outside, strict=True)]
 

@@ -84,6 +84,8 @@ def load_weights(source: str | os.PathLike[str] | Weights, *, expect: RuleConfig
     """
     if isinstance(source, Weights):
         weights, name = source, "the given weights"
+    elif not isinstance(source, (str, os.PathLike)):
+        raise WeightsError(f"weights = {source!r}: expected Weights, a name or a path.")
     else:
         name = os.fspath(source)
         weights = _parse(_read(name), name)
