@@ -88,8 +88,8 @@ class Preset:
       learning_rate: default peak learning rate.
       weights: default weights of the learned rule; None if the preset has none.
       load: how weights are loaded, if not by `load_weights`. Without default weights they have to be given.
-      own_course: the rule knows how much of the run is left: it needs `total_steps`, and `schedule` and `warmup` have no
-        effect.
+      own_course: the rule knows how much of the run is left: it needs `total_steps`, and `schedule` and `warmup` have
+        no effect.
     """
 
     name: str
@@ -209,7 +209,7 @@ _PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="velo_s",
-            description="VeLO with an LSTM of 64 and a bank of 32, for every leaf; needs weights, total_steps and the loss",
+            description="VeLO with an LSTM of 64 and a bank of 32, for every leaf; needs the same",
             hidden=_VELO,
             rest=None,
             learning_rate=1.0,
@@ -455,7 +455,7 @@ def group_of(route: routing.Route) -> str:
 def _load(recipe: Preset, weights: Weights | VeloWeights | str | None) -> Weights | VeloWeights | None:
     if recipe.weights is None and recipe.load is None:
         return None
-    source = recipe.weights if weights is None else weights
+    source: Any = recipe.weights if weights is None else weights
     if source is None:
         raise ValueError(f"preset {recipe.name}: weights is missing, and there are no default ones; give a file.")
     return (recipe.load or load_weights)(source)

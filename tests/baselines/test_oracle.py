@@ -21,8 +21,8 @@ STEPS = 6
 # Of parameters, relative to the RMS of the leaf: the published program is float32 like ours, and an independent float64
 # program stays within 7e-6 of it; the mildest of many deliberate mistakes gives 9e-4.
 PARAMETERS = 1e-4
-# Of what the LSTM sees and answers, absolute, all numbers being of order one. The loss features are differences of nearly
-# equal numbers: float32 costs the published ones 8e-5, and another order of additions as much again.
+# Of what the LSTM sees and answers, absolute, all numbers being of order one. The loss features are differences of
+# nearly equal numbers: float32 costs the published ones 8e-5, and another order of additions as much again.
 THOUGHTS = {"lstm_inputs": 2e-4, "controls": 1e-4, "step_multiplier": 1e-4, "lstm_hidden": 1e-4, "lstm_cell": 1e-4}
 # 1 - 0.999 in float32, as the published program computes it, is 1.3e-5 off.
 STATE = 2e-5
@@ -57,7 +57,9 @@ def run(weights):
         rows = lambda tree: jnp.stack(jax.tree.leaves(tree))
         memory = Memory(state.count, unpack_moments(treedef, state), rows(state.hidden), rows(state.cell), state.losses)
         views = [velo_view(x.shape) for x in leaves]
-        thoughts = velo_step(CONFIG, weights.theta, views, jax.tree.leaves(gradients), leaves, memory, loss, num_steps)[2]
+        thoughts = velo_step(CONFIG, weights.theta, views, jax.tree.leaves(gradients), leaves, memory, loss, num_steps)[
+            2
+        ]
         updates, state = tx.update(gradients, state, params, value=loss)
         return optax.apply_updates(params, updates), state, thoughts
 

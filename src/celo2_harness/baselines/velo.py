@@ -41,12 +41,12 @@ def velo(
 ) -> optax.GradientTransformationExtraArgs:
     """The update of VeLO: p <- p - 0.001 s RMS(p) d exp(0.001 e).
 
-    An LSTM over all leaves, told of the time, the loss and the accumulators, mixes for each leaf a network of 159 numbers
-    (30 -> 4 -> 4 -> 3) out of a bank, and gives the factor s; the network makes d and e out of 30 features of each
-    parameter. There is no learning rate and no schedule: the rule knows how much of the run is left.
+    An LSTM over all leaves, told of the time, the loss and the accumulators, mixes for each leaf a network of 159
+    numbers (30 -> 4 -> 4 -> 3) out of a bank, and gives the factor s; the network makes d and e out of 30 features of
+    each parameter. There is no learning rate and no schedule: the rule knows how much of the run is left.
 
-    Every leaf's update depends on every other leaf: give it the whole tree, and mask frozen leaves (zero gradients still
-    move parameters).
+    Every leaf's update depends on every other leaf: give it the whole tree, and mask frozen leaves (zero gradients
+    still move parameters).
 
     Args:
       weights: `VeloWeights`, or what `load_velo_weights` takes; files in the published layout are taken to have the

@@ -126,8 +126,8 @@ def join_networks(networks: Theta) -> Float[Array, "... numbers"]:
     return jnp.concatenate(parts, axis=-1)
 
 
-def split_networks(rows: Float[Array, "... numbers"]) -> Theta:
+def split_networks(rows: Float[Array | np.ndarray, "... numbers"]) -> Theta:
     """The inverse of `join_networks`."""
     ends = np.cumsum([math.prod(shape) for shape in NETWORK_SHAPES])[:-1]
-    parts = jnp.split(rows, ends, axis=-1)
+    parts = jnp.split(jnp.asarray(rows), ends, axis=-1)
     return Theta(*(x.reshape(*x.shape[:-1], *shape) for x, shape in zip(parts, NETWORK_SHAPES, strict=True)))

@@ -11,7 +11,7 @@ from celo2_harness.baselines.velo_lstm import PARAMETER_FLOOR
 from celo2_harness.rule import FEATURES, KERNELS, Feature, LeafResult, MatrixView, Moments, Theta, default_view
 from celo2_harness.rule.accumulators import clip_gradient, update_moments
 from celo2_harness.rule.channels import channel_groups, input_scales
-from celo2_harness.rule.features import Channel, LeafStatistics, leaf_statistics
+from celo2_harness.rule.features import Channel, InverseRoot, LeafStatistics, leaf_statistics
 from celo2_harness.rule.network import affine, first_layer
 
 STEP = 0.001
@@ -22,8 +22,9 @@ NORMALIZATION_FLOOR = 1e-5
 
 def _factored_momentum(s: LeafStatistics) -> tuple[Channel, ...]:
     """Of vectors without a floor under the root: there is one in the moment itself."""
-    roots = [factors if len(factors) > 1 else (factors[0]._replace(floor=0.0),) for factors in s.factored_inverse_rms]
-    return tuple((m, *factors) for m, factors in zip(s.momentum, roots, strict=True))
+    bare = lambda factor: factor._replace(floor=0.0) if isinstance(factor, InverseRoot) else factor
+    pairs = zip(s.momentum, s.factored_inverse_rms, strict=True)
+    return tuple((m, *map(bare, factors)) for m, factors in pairs)
 
 
 # Celo2's features, all of them for vectors too.

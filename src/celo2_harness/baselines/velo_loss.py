@@ -14,7 +14,7 @@ SILENT = 2
 
 
 class LossBuffer(NamedTuple):
-    """Running means of the loss, the lowest value that each has had (bias-corrected), and how many losses there were."""
+    """Running means of the loss, the lowest value that each has had (bias-corrected), and the number of losses."""
 
     means: Float[Array, " scales"]
     running_min: Float[Array, " scales"]

@@ -42,9 +42,9 @@ def summarize_leaf(
 ) -> LeafSummary:
     """Means over the whole leaf of parameters and accumulators, as logarithms.
 
-    With q = 1 / sqrt(max(mean(p^2), 1e-9)), m' = q m, v' = q v and l(x) = clip(log(1e-8 + |10 x|), -5, 5) / 2: l(mean v'),
-    the one-hot number of axes longer than one, l(mean (m' - mean m')^2), and l(mean (v' - mean m')^2), centred on the
-    mean momentum as published.
+    With q = 1 / sqrt(max(mean(p^2), 1e-9)), m' = q m, v' = q v and l(x) = clip(log(1e-8 + |10 x|), -5, 5) / 2:
+    l(mean v'), the one-hot number of axes longer than one, l(mean (m' - mean m')^2), and l(mean (v' - mean m')^2),
+    centred on the mean momentum as published.
 
     Args:
       parameter: the leaf before the step.
@@ -98,8 +98,8 @@ def lstm_step(
 ) -> tuple[Float[Array, "leaves H"], Float[Array, "leaves H"]]:
     """New hidden and cell state.
 
-    z = own(x) + max over leaves of relu(message(x)); i, g, f, o = gates([z, h]); c <- sigmoid(f + 1) c + sigmoid(i) tanh(g);
-    h <- sigmoid(o) tanh(c).
+    z = own(x) + max over leaves of relu(message(x)); i, g, f, o = gates([z, h]);
+    c <- sigmoid(f + 1) c + sigmoid(i) tanh(g); h <- sigmoid(o) tanh(c).
     """
     messages = jax.nn.relu(_apply(theta.message, inputs))
     mixed = _apply(theta.own, inputs) + jnp.max(messages, axis=0)

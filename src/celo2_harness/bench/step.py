@@ -47,8 +47,8 @@ def measure_updates(
 ) -> dict[str, StepCost]:
     """Compiles every optimizer's update, then times them in turn.
 
-    The loss that some optimizers ask for is the number 1. Gradients and state are donated, so that an update may overwrite them; the updates serve as the gradients of the
-    next call, which costs the same and allocates nothing.
+    The loss that some optimizers ask for is the number 1. Gradients and state are donated, so that an update may
+    overwrite them; the updates serve as the gradients of the next call, which costs the same and allocates nothing.
 
     Args:
         optimizers: What to measure, by name.

@@ -36,6 +36,7 @@ class Celo2State(NamedTuple):
 # Leaves of one view are traced once, and run as one call each outside of jit.
 _leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2, 6))
 
+
 def celo2_direction(
     weights: Weights | str = "celo2",
     *,

@@ -50,6 +50,11 @@ def init_celo2(config: MetaTrainConfig, key: Array) -> Theta:
     )
 
 
+def _velo_theta(tree: Mapping[str, Any]) -> VeloTheta:
+    parts: dict[str, Any] = {name: Affine(**x) if isinstance(x, Mapping) else x for name, x in tree.items()}
+    return VeloTheta(**parts)
+
+
 CELO2 = LearnedRule(
     init=init_celo2,
     weights=lambda config, theta, facts: Weights(jax.tree.map(np.asarray, theta), config.rule, facts),
@@ -62,7 +67,7 @@ SMALL_VELO = LearnedRule(
     weights=lambda config, theta, facts: VeloWeights(jax.tree.map(np.asarray, theta), VELO_S, facts),
     load=lambda config, source: load_velo_weights(source, published_as=VELO_S, expect=VELO_S),
     save=save_velo_weights,
-    theta=lambda tree: VeloTheta(**{k: Affine(**x) if isinstance(x, Mapping) else x for k, x in tree.items()}),
+    theta=_velo_theta,
 )
 # By variant of the run.
 LEARNED: dict[str, LearnedRule] = {"ortho": CELO2, "base": CELO2, "velo_s": SMALL_VELO}

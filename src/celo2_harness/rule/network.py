@@ -17,7 +17,6 @@ from celo2_harness.rule.config import Theta
 from celo2_harness.rule.features import Channel, InverseRoot, product, value
 from celo2_harness.rule.view import MatrixView
 
-
 # From theta and the units of the second layer to what the network gives.
 Head = Callable[[Theta, Sequence[Array]], Array]
 
