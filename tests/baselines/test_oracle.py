@@ -121,7 +121,7 @@ def test_state_after_the_last_step(run):
     np.testing.assert_allclose(state.losses.means, losses["means"], rtol=STATE)
     np.testing.assert_allclose(state.losses.running_min, losses["running_min"], rtol=1e-4)
     np.testing.assert_allclose(loss_decays(50), losses["decays"], rtol=STATE)
-    assert int(state.losses.count) == int(losses["count"]) and int(state.count) == int(reference()["state/iteration"])
+    assert int(state.losses.seen) == int(losses["count"]) and int(state.count) == int(reference()["state/iteration"])
 
 
 def test_the_file_holds_the_numbers_of_the_reference(weights):

@@ -63,7 +63,7 @@ def test_a_file_of_the_published_size(tmp_path):
     weights = load_velo_weights(path)
     assert sum(x.size for x in jax.tree.leaves(weights.theta)) == 2_320_385 and weights.config == VELO
     bank = tree["ff_mod_stack"]["~"]
-    np.testing.assert_array_equal(weights.theta.bank[7, 40:52], bank["w0__7"][7].ravel()[:12])
+    np.testing.assert_array_equal(weights.theta.bank[7, 44:56], bank["w0__7"][7].ravel()[:12])
     np.testing.assert_array_equal(weights.theta.bank[:, -3:], bank["b2"])
     np.testing.assert_array_equal(weights.theta.gates.w, tree["rnn_params"]["rnn/linear"]["w"])
     with pytest.raises(c2.WeightsError, match=r"hidden has shape \(512,\), expected \(64,\) for lstm = 64, bank = 32"):

@@ -18,7 +18,7 @@ class LossBuffer(NamedTuple):
 
     means: Float[Array, " scales"]
     running_min: Float[Array, " scales"]
-    count: Int[Array, ""]
+    seen: Int[Array, ""]
 
 
 def init_losses() -> LossBuffer:
@@ -39,15 +39,15 @@ def add_loss(buffer: LossBuffer, decays: Float[Array, " scales"], loss: Float[Ar
     L is cut off at twice the largest running mean, so that a spike does not fill the memory; a loss that is not finite
     counts as that bound, and is left out where it is the first.
     """
-    seen = buffer.count.astype(jnp.float32)
+    number = buffer.seen.astype(jnp.float32)
     # The exponent is that of the new count, the means are the old ones: this is how the weights were trained.
-    largest = jnp.max(buffer.means / (1.0 - decays ** (seen + 1.0)))
-    finite, first = jnp.isfinite(loss), buffer.count == 0
+    largest = jnp.max(buffer.means / (1.0 - decays ** (number + 1.0)))
+    finite, first = jnp.isfinite(loss), buffer.seen == 0
     bound = 2.0 * jnp.abs(jnp.where(first, loss, largest))
     loss = jnp.where(finite, jnp.minimum(loss, bound), bound)
     means = decays * buffer.means + (1.0 - decays) * loss
-    lowest = jnp.minimum(buffer.running_min, means / (1.0 - decays ** (seen + 1.0)))
-    new = LossBuffer(means, lowest, buffer.count + 1)
+    lowest = jnp.minimum(buffer.running_min, means / (1.0 - decays ** (number + 1.0)))
+    new = LossBuffer(means, lowest, buffer.seen + 1)
     left_out = first & ~finite
     return LossBuffer(*(jnp.where(left_out, o, n) for o, n in zip(buffer, new, strict=True)))
 
@@ -57,8 +57,8 @@ def loss_features(buffer: LossBuffer, decays: Float[Array, " scales"]) -> Float[
 
     clip((u_i - min_i) / max(1e-8, u_{i+1} - min_i) - 1, -1, 1), with u the bias-corrected means.
     """
-    seen = jnp.maximum(buffer.count, 1).astype(jnp.float32)
-    unbiased = buffer.means / (1.0 - decays**seen)
+    number = jnp.maximum(buffer.seen, 1).astype(jnp.float32)
+    unbiased = buffer.means / (1.0 - decays**number)
     lowest = buffer.running_min[:-1]
     gap = jnp.maximum(GAP_FLOOR, unbiased[1:] - lowest)
-    return jnp.where(buffer.count > SILENT, jnp.clip((unbiased[:-1] - lowest) / gap - 1.0, -1.0, 1.0), 0.0)
+    return jnp.where(buffer.seen > SILENT, jnp.clip((unbiased[:-1] - lowest) / gap - 1.0, -1.0, 1.0), 0.0)
