@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -46,8 +45,7 @@ def add_loss(buffer: LossBuffer, decays: Float[Array, " scales"], loss: Float[Ar
     finite, first = jnp.isfinite(loss), buffer.seen == 0
     bound = 2.0 * jnp.abs(jnp.where(first, loss, largest))
     loss = jnp.where(finite, jnp.minimum(loss, bound), bound)
-    # Rounded before they are added, as in the published program: the features magnify the last bit.
-    means = sum(jax.lax.optimization_barrier((decays * buffer.means, (1.0 - decays) * loss)))
+    means = decays * buffer.means + (1.0 - decays) * loss
     lowest = jnp.minimum(buffer.running_min, means / (1.0 - decays ** (number + 1.0)))
     new = LossBuffer(means, lowest, buffer.seen + 1)
     left_out = first & ~finite
