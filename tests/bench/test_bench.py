@@ -7,8 +7,10 @@ import sys
 import jax
 import optax
 import pytest
+from helpers import random_velo
 
 from celo2_harness import harness
+from celo2_harness.baselines import velo
 from celo2_harness.bench import (
     GRADIENT,
     MODEL_SHAPES,
@@ -20,6 +22,7 @@ from celo2_harness.bench import (
     plan_update,
 )
 from celo2_harness.bench.models import gpt2_tree, matrix_blocks
+from celo2_harness.cli.bench import Config, _optimizers
 from celo2_harness.cli.main import main
 from celo2_harness.tasks import GPTConfig, LanguageModel, split_text
 
@@ -77,6 +80,20 @@ def test_temporaries_of_the_learned_rule_stay_near_the_parameters():
     assert costs["celo2_base"].temporary_bytes <= 0.25 * costs["celo2_base"].parameter_bytes
     assert costs["celo2_ortho"].temporary_bytes <= 2.0 * costs["celo2_ortho"].parameter_bytes
     assert all(cost.state_bytes <= 4.05 * cost.parameter_bytes for cost in costs.values())
+
+
+def test_temporaries_of_velo_stay_near_the_parameters():
+    # The LSTM's own weights count as well, so a narrow one; the planes are the same.
+    weights = random_velo(lstm=4, bank=2)
+    costs = measure_updates({"velo": velo(weights, num_steps=100)}, matrix_blocks(256, 8), rounds=0)
+    assert costs["velo"].temporary_bytes <= 0.25 * costs["velo"].parameter_bytes
+    assert costs["velo"].state_bytes <= 4.05 * costs["velo"].parameter_bytes
+
+
+def test_presets_that_need_weights_are_measured_with_random_ones():
+    optimizers = _optimizers(Config(preset=("velo", "velo_s")))
+    state = jax.eval_shape(optimizers["velo"].init, {"kernel": jax.ShapeDtypeStruct((8, 4), "float32")})
+    assert {x.shape for x in jax.tree.leaves(optax.tree.get(state, "hidden"))} == {(512,)}
 
 
 def test_leaves_of_one_shape_are_traced_once(monkeypatch):

@@ -5,11 +5,13 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from helpers import random_velo
 
 from celo2_harness.cli.main import COMMANDS, main
 
@@ -217,3 +219,22 @@ def test_an_agent_trains_resumes_and_is_drawn(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "adamw, learning rate 0.00025" in printed and "catch" in printed
     assert (tmp_path / "returns.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_by_a_velo_is_resumed(tmp_path, capsys):
+    """Interrupted and resumed, with weights from a file: the numbers of a run that was not."""
+    from celo2_harness.baselines import VELO_S, save_velo_weights
+
+    weights, out = tmp_path / "velo_s.celo2", tmp_path / "run"
+    save_velo_weights(weights, random_velo(VELO_S.lstm, VELO_S.bank))
+    words = ["train", "--preset", "velo_s", *SMALL, "--steps", "4", "--log-every", "1", "--checkpoint-every", "2"]
+    assert main([*words, "--out", str(out)]) == 2
+    assert "preset velo_s: weights is missing" in capsys.readouterr().err
+    words += ["--weights", str(weights)]
+    assert main([*words, "--out", str(out)]) == 0
+    lines = lambda: [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    numbers = lambda: [(line["step"], line.get("loss"), line.get("validation_loss")) for line in lines()[1:]]
+    whole = numbers()
+    shutil.rmtree(out / "checkpoints" / "4")
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert numbers() == whole and len(whole) >= 4

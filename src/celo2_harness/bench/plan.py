@@ -8,6 +8,8 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from celo2_harness.bench.step import with_loss
+
 
 class Plan(NamedTuple):
     """Bytes per device.
@@ -83,7 +85,7 @@ def plan_update(tx: optax.GradientTransformation, shapes: Any, mesh: Mapping[str
         return place(x, whole if parameter is None or parameter.shape != x.shape else parameter.sharding)
 
     state = jax.tree_util.tree_map_with_path(like_parameter, jax.eval_shape(tx.init, shapes))
-    compiled = jax.jit(tx.update, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    compiled = jax.jit(with_loss(tx), donate_argnums=(0, 1)).lower(params, state, params).compile()
     memory = compiled.memory_analysis()
     temporaries = memory.temp_size_in_bytes if memory is not None else 0
     return Plan(_bytes(params), _bytes(params), _bytes(state), temporaries)

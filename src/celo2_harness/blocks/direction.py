@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from celo2_harness._types import Params, Updates
+from celo2_harness.blocks.moments import NOTHING, pack_moments, unpack_moments
 from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
 from celo2_harness.rule import (
-    Moments,
-    RuleConfig,
     Theta,
     Weights,
     init_moments,
@@ -36,38 +35,6 @@ class Celo2State(NamedTuple):
 
 # Leaves of one view are traced once, and run as one call each outside of jit.
 _leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2, 6))
-
-_NOTHING = Moments(mu=None, nu=None, row=None, col=None, diag=None)  # type: ignore[arg-type]
-
-
-def _pack(treedef: Any, moments: list[Moments], config: RuleConfig) -> Celo2State:
-    """Moments per leaf -> one tree per accumulator, `MaskedNode` where a leaf lacks it."""
-
-    def tree(values: list[Any]) -> Any:
-        return treedef.unflatten([optax.MaskedNode() if value is None else value for value in values])
-
-    def trees(fields: list[Any], count: int) -> tuple[Any, ...]:
-        return tuple(tree([None if field is None else field[k] for field in fields]) for k in range(count))
-
-    factored = len(config.factored_decays)
-    return Celo2State(
-        mu=trees([m.mu for m in moments], len(config.momentum_decays)),
-        nu=tree([m.nu for m in moments]),
-        row=trees([m.row for m in moments], factored),
-        col=trees([m.col for m in moments], factored),
-        diag=trees([m.diag for m in moments], factored),
-    )
-
-
-def _unpack(treedef: Any, state: Celo2State) -> list[Moments]:
-    """The inverse of `_pack`."""
-
-    def per_leaf(trees: tuple[Any, ...]) -> list[Any]:
-        per_decay = zip(*[treedef.flatten_up_to(tree) for tree in trees], strict=True)
-        return [None if isinstance(values[0], optax.MaskedNode) else values for values in per_decay]
-
-    mu, row, col, diag = map(per_leaf, (state.mu, state.row, state.col, state.diag))
-    return [Moments(*fields) for fields in zip(mu, treedef.flatten_up_to(state.nu), row, col, diag, strict=True)]
 
 
 def celo2_direction(
@@ -120,10 +87,10 @@ def celo2_direction(
         views = leaf_views(params, weight_dimension_numbers)
         # Nothing is kept for empty leaves: Orbax refuses arrays of size zero.
         moments = [
-            init_moments(config, view, state_dtype) if leaf.size else _NOTHING
+            init_moments(config, view, state_dtype) if leaf.size else NOTHING
             for leaf, view in zip(leaves, views, strict=True)
         ]
-        return _pack(treedef, moments, config)
+        return Celo2State(**pack_moments(treedef, moments, config))
 
     def update_fn(updates: Updates, state: Celo2State, params: Params | None = None) -> tuple[Updates, Celo2State]:
         if params is None:
@@ -136,13 +103,13 @@ def celo2_direction(
         parameters = treedef.flatten_up_to(params)
         views = leaf_views(updates, weight_dimension_numbers)
         directions, moments, done = [], [], jnp.zeros([])
-        for view, g, p, m in zip(views, gradients, parameters, _unpack(treedef, state), strict=True):
+        for view, g, p, m in zip(views, gradients, parameters, unpack_moments(treedef, state), strict=True):
             if g.size:
                 # One leaf after the other, so that their temporaries share memory.
                 d, m, done = _leaf_direction(theta, config, view, g, p, m, kernel, done)
                 g = view.invert(d).astype(p.dtype)
             directions.append(g)
             moments.append(m)
-        return treedef.unflatten(directions), _pack(treedef, moments, config)
+        return treedef.unflatten(directions), Celo2State(**pack_moments(treedef, moments, config))
 
     return optax.GradientTransformation(init_fn, update_fn)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """From options to a task and an optimizer, with errors fit to print."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import optax
 
 from celo2_harness import harness
 from celo2_harness.evaluate import InputError
+from celo2_harness.schedules import SCHEDULES
 
 
 @contextmanager
@@ -37,6 +38,11 @@ def default_learning_rate(preset: str) -> float:
     if preset not in presets:
         raise InputError(f"preset = {preset!r}: expected one of {', '.join(presets)}")
     return float(presets[preset].learning_rate)
+
+
+def course(preset: str, schedule: str, steps: int, warmup: float) -> Callable[[int], Any]:
+    """Returns what a learning rate is multiplied by at each step: one throughout for rules that keep their own time."""
+    return lambda step: 1.0 if harness.presets()[preset].own_course else SCHEDULES[schedule](steps, warmup)(step)
 
 
 def make_optimizer(**arguments: Any) -> optax.GradientTransformation:

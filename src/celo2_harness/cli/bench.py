@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from celo2_harness import harness
+from celo2_harness.baselines import VELO, VELO_S, VeloConfig, VeloWeights, init_theta
 from celo2_harness.bench import (
     GRADIENT,
     MODEL_SHAPES,
@@ -38,6 +39,10 @@ PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "optax.adamw": lambda: optax.adamw(1e-3),
     "optax.contrib.muon": lambda: optax.contrib.muon(1e-3),
 }
+
+
+# Presets without weights of their own: what they cost does not depend on the numbers, so random ones will do.
+STAND_INS: dict[str, VeloConfig] = {"velo": VELO, "velo_s": VELO_S}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +199,13 @@ def _optimizers(config: Config) -> dict[str, optax.GradientTransformation]:
     optimizers = {name: make() for name, make in PEERS.items()}
     with input_errors():
         for name in config.preset or tuple(harness.presets()):
-            optimizers[name] = harness.build(name, 1e-3, state_dtype=config.state_dtype, kernel=config.kernel)
+            options: dict[str, Any] = {}
+            if name in STAND_INS:
+                weights = VeloWeights(init_theta(STAND_INS[name], jax.random.key(0)), STAND_INS[name])
+                options = {"weights": weights, "total_steps": 10_000}
+            optimizers[name] = harness.build(
+                name, 1e-3, state_dtype=config.state_dtype, kernel=config.kernel, **options
+            )
     return optimizers
 
 

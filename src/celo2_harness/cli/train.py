@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from celo2_harness.cli._progress import Display
-from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
+from celo2_harness.cli._setup import course, default_learning_rate, input_errors, make_optimizer
 from celo2_harness.evaluate import StopSignals, TrainConfig, TrainResult, saved_options, train
-from celo2_harness.schedules import SCHEDULES
 from celo2_harness.tasks import make_language_model
 
 
@@ -96,6 +95,7 @@ def run(config: Config) -> int:
         "weights": config.weights,
     }
     tx = make_optimizer(**optimizer)
+    factor = course(config.preset, config.schedule, config.steps, config.warmup)
     with StopSignals() as stop, Display(task.tokens_per_batch) as display:
         result = train(
             task,
@@ -106,7 +106,7 @@ def run(config: Config) -> int:
             options=_options(config),
             title=f"{config.preset}, learning rate {rate:g}: {config.model}, {task.tokens_per_batch} bytes per step",
             resume=config.resume,
-            learning_rate=lambda step: rate * SCHEDULES[config.schedule](config.steps, config.warmup)(step),
+            learning_rate=lambda step: rate * factor(step),
             should_stop=lambda: stop.requested,
             on_start=lambda step: display.start(config.preset, config.steps, step),
             on_progress=display.update,
