@@ -17,3 +17,7 @@ from celo2_harness.tasks.text import read_text as read_text
 from celo2_harness.tasks.text import sample_windows as sample_windows
 from celo2_harness.tasks.text import split_text as split_text
 from celo2_harness.tasks.text import spread_windows as spread_windows
+from celo2_harness.tasks.vision import ImageFormat as ImageFormat
+from celo2_harness.tasks.vision import ImageTask as ImageTask
+from celo2_harness.tasks.vision import load_images as load_images
+from celo2_harness.tasks.vision import make_image_task as make_image_task

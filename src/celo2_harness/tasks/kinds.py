@@ -1,11 +1,13 @@
 """The tasks by name: what `celo2 evaluate` and suites can ask for."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from celo2_harness.tasks.language_model import make_language_model
 from celo2_harness.tasks.task import Task
+from celo2_harness.tasks.vision import make_image_task
 
 
 class TaskKind(NamedTuple):
@@ -36,6 +38,45 @@ TASKS = {
         },
         make_language_model,
         batch=16,
+    ),
+    "image_mlp": TaskKind(
+        "classify images with a multilayer perceptron",
+        {
+            "digits": "64-32-10 on 8x8 digits",
+            "fashion": "784-128-128-10 on Fashion-MNIST",
+        },
+        partial(make_image_task, "image_mlp"),
+        batch=64,
+    ),
+    "conv": TaskKind(
+        "classify images with a convolutional net",
+        {
+            "digits": "2 layers, 5 thousand parameters, on 8x8 digits",
+            "fashion": "3 layers, 24 thousand parameters, on Fashion-MNIST",
+            "cifar": "5 layers, 1.1 million parameters, on 32x32 colour images such as CIFAR-10",
+        },
+        partial(make_image_task, "conv"),
+        batch=64,
+    ),
+    "vit": TaskKind(
+        "classify images with a vision transformer",
+        {
+            "digits": "26 thousand parameters, patches of 2 pixels, on 8x8 digits",
+            "fashion": "0.2 million parameters, patches of 7 pixels, on Fashion-MNIST",
+            "vit-s16": "22 million parameters, patches of 16 pixels, on folders of pictures such as ImageNet",
+        },
+        partial(make_image_task, "vit"),
+        batch=64,
+    ),
+    "autoencoder": TaskKind(
+        "compress images to a short code and back",
+        {
+            "digits": "64-32-8-32-64 on 8x8 digits",
+            "fashion": "784-256-64-32-64-256-784 on Fashion-MNIST",
+            "fashion-deep": "784-1000-500-250-30-250-500-1000-784 on Fashion-MNIST",
+        },
+        partial(make_image_task, "autoencoder"),
+        batch=64,
     ),
 }
 
