@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from celo2_harness.tasks.language_model import make_language_model
 from celo2_harness.tasks.task import Task
+from celo2_harness.tasks.token_language_model import make_token_language_model
 from celo2_harness.tasks.vision import make_image_task
 
 
@@ -37,6 +38,16 @@ TASKS = {
             "gpt3-xl": "1213 million parameters, windows of 2048 bytes",
         },
         make_language_model,
+        batch=16,
+    ),
+    "token_language_model": TaskKind(
+        "predict the next token of a text with a GPT, on shards made by `celo2 data tokens`",
+        {
+            "small": "1.9 million parameters, 4,096 tokens, windows of 128",
+            "gpt2-124m": "124 million parameters, 50,257 tokens, windows of 1,024",
+            "gpt3-xl-1.3b": "1315 million parameters, 50,257 tokens, windows of 2,048",
+        },
+        make_token_language_model,
         batch=16,
     ),
     "image_mlp": TaskKind(
