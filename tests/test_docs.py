@@ -16,6 +16,7 @@ import pytest
 from celo2_harness import harness, schedules
 from celo2_harness.cli.main import COMMANDS
 from celo2_harness.routing import BUILT_IN
+from celo2_harness.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "celo2_harness"
@@ -100,6 +101,12 @@ def test_presets_are_listed():
     ((_, rows),) = _tables("docs/choosing-a-preset.md", "presets")
     listed = [(name.strip("`"), float(rate), description) for name, rate, description in rows]
     assert listed == [(p.name, p.learning_rate, p.description) for p in PRESETS.values()]
+
+
+def test_tasks_are_listed():
+    ((_, rows),) = _tables("docs/tasks.md", "tasks")
+    expected = [(name, size, what) for name, kind in TASKS.items() for size, what in kind.sizes.items()]
+    assert [(name.strip("`"), size.strip("`"), what) for name, size, what in rows] == expected
 
 
 def test_meaning_of_the_learning_rate():

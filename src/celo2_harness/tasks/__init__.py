@@ -23,6 +23,7 @@ from celo2_harness.tasks.token_language_model import make_token_language_model a
 from celo2_harness.tasks.tokenizing import write_tokens as write_tokens
 from celo2_harness.tasks.tokens import TokenShards as TokenShards
 from celo2_harness.tasks.tokens import open_tokens as open_tokens
+from celo2_harness.tasks.vision import FORMATS as FORMATS
 from celo2_harness.tasks.vision import ImageFormat as ImageFormat
 from celo2_harness.tasks.vision import ImageTask as ImageTask
 from celo2_harness.tasks.vision import load_images as load_images
