@@ -20,6 +20,7 @@ from celo2_harness.evaluate.report import Section, update_markdown
 from celo2_harness.evaluate.results import read_results, sort_results
 from celo2_harness.evaluate.tables import result_tables
 from celo2_harness.routing import BUILT_IN
+from celo2_harness.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "celo2_harness"
@@ -104,6 +105,12 @@ def test_presets_are_listed():
     ((_, rows),) = _tables("docs/choosing-a-preset.md", "presets")
     listed = [(name.strip("`"), float(rate), description) for name, rate, description in rows]
     assert listed == [(p.name, p.learning_rate, p.description) for p in PRESETS.values()]
+
+
+def test_tasks_are_listed():
+    ((_, rows),) = _tables("docs/tasks.md", "tasks")
+    expected = [(name, size, what) for name, kind in TASKS.items() for size, what in kind.sizes.items()]
+    assert [(name.strip("`"), size.strip("`"), what) for name, size, what in rows] == expected
 
 
 def test_meaning_of_the_learning_rate():

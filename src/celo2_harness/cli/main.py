@@ -66,6 +66,7 @@ COMMANDS = {
         ("tyro", "rich", "orbax", "matplotlib"),
     ),
     "data prepare": Command("celo2_harness.cli.data", "Shrink image sets to 8x8 files for meta-training."),
+    "data tokens": Command("celo2_harness.cli.data_tokens", "Turn texts into token shards."),
     "weights": Command("celo2_harness.cli.weights", "Show what a weight file holds, or convert it."),
 }
 

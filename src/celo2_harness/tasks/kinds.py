@@ -1,11 +1,14 @@
 """The tasks by name: what `celo2 evaluate` and suites can ask for."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from celo2_harness.tasks.language_model import make_language_model
 from celo2_harness.tasks.task import Task
+from celo2_harness.tasks.token_language_model import make_token_language_model
+from celo2_harness.tasks.vision import make_image_task
 
 
 class TaskKind(NamedTuple):
@@ -40,6 +43,55 @@ TASKS = {
         },
         make_language_model,
         batch=16,
+    ),
+    "token_language_model": TaskKind(
+        "predict the next token of a text with a GPT, on shards made by `celo2 data tokens`",
+        {
+            "small": "1.9 million parameters, 4,096 tokens, windows of 128",
+            "gpt2-124m": "124 million parameters, 50,257 tokens, windows of 1,024",
+            "gpt3-xl-1.3b": "1315 million parameters, 50,257 tokens, windows of 2,048",
+        },
+        make_token_language_model,
+        batch=16,
+    ),
+    "image_mlp": TaskKind(
+        "classify images with a multilayer perceptron",
+        {
+            "digits": "64-32-10 on 8x8 digits",
+            "fashion": "784-128-128-10 on Fashion-MNIST",
+        },
+        partial(make_image_task, "image_mlp"),
+        batch=64,
+    ),
+    "conv": TaskKind(
+        "classify images with a convolutional net",
+        {
+            "digits": "2 layers, 5 thousand parameters, on 8x8 digits",
+            "fashion": "3 layers, 24 thousand parameters, on Fashion-MNIST",
+            "cifar": "5 layers, 1.1 million parameters, on 32x32 colour images such as CIFAR-10",
+        },
+        partial(make_image_task, "conv"),
+        batch=64,
+    ),
+    "vit": TaskKind(
+        "classify images with a vision transformer",
+        {
+            "digits": "26 thousand parameters, patches of 2 pixels, on 8x8 digits",
+            "fashion": "0.2 million parameters, patches of 7 pixels, on Fashion-MNIST",
+            "vit-s16": "22 million parameters, patches of 16 pixels, on folders of pictures such as ImageNet",
+        },
+        partial(make_image_task, "vit"),
+        batch=64,
+    ),
+    "autoencoder": TaskKind(
+        "compress images to a short code and back",
+        {
+            "digits": "64-32-8-32-64 on 8x8 digits",
+            "fashion": "784-256-64-32-64-256-784 on Fashion-MNIST",
+            "fashion-deep": "784-1000-500-250-30-250-500-1000-784 on Fashion-MNIST",
+        },
+        partial(make_image_task, "autoencoder"),
+        batch=64,
     ),
 }
 
