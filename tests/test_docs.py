@@ -229,12 +229,13 @@ ARROWS = {
     "rule": set(),
     "routing": set(),
     "schedules": set(),
+    "sharding": set(),
     "tasks": set(),
     "blocks": {"rule"},
     "baselines": {"blocks", "rule"},
-    "harness": {"routing", "blocks", "baselines", "rule", "schedules"},
+    "harness": {"routing", "blocks", "baselines", "rule", "schedules", "sharding"},
     "metatrain": {"baselines", "rule", "tasks"},
-    "evaluate": {"tasks"},
+    "evaluate": {"tasks", "sharding"},
 }
 
 

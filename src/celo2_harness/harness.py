@@ -20,20 +20,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from beartype import BeartypeConf, beartype
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from celo2_harness import routing
 from celo2_harness._types import Params, ScalarOrSchedule, Updates
 from celo2_harness.baselines import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
-from celo2_harness.blocks import add_decayed_weights, scale_by_celo2, scale_by_shape
+from celo2_harness.blocks import Celo2State, add_decayed_weights, orthogonalize, scale_by_celo2, scale_by_shape
 from celo2_harness.blocks.views import WeightDimensionNumbers
 from celo2_harness.routing import RuleLike
 from celo2_harness.rule import Weights, load_weights, resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
+from celo2_harness.sharding import Sharding, like_parameters, resolve_shardings
 
 ENTRY_POINTS = "celo2_harness.presets"
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
-STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel")
+STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "sharding")
 # Update RMS at which a normalised update and AdamW want the same learning rate (arXiv 2502.16982).
 ADAMW_RMS = 0.2
 
@@ -50,6 +52,7 @@ class Settings:
       state_dtype: of the learned rule's state.
       kernel: how the learned rule's network is evaluated.
       total_steps: length of the run; None where it is not known.
+      sharding: the `NamedSharding` of every leaf, as a function of the updates; None on one device.
     """
 
     weights: Weights | VeloWeights | None
@@ -57,6 +60,7 @@ class Settings:
     state_dtype: Any
     kernel: str = "xla"
     total_steps: int | None = None
+    sharding: Callable[[Updates], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +114,7 @@ def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformat
         weight_dimension_numbers=settings.weight_dimension_numbers,
         state_dtype=settings.state_dtype,
         kernel=settings.kernel,
+        sharding=settings.sharding,
     )
 
 
@@ -127,10 +132,15 @@ def _celo2_muon(settings: Settings) -> optax.GradientTransformation:
 
 def _muon(settings: Settings) -> optax.GradientTransformation:
     views = settings.weight_dimension_numbers
-    return optax.chain(
-        optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=views),
-        scale_by_shape(ADAMW_RMS, weight_dimension_numbers=views),
-    )
+    shape = scale_by_shape(ADAMW_RMS, weight_dimension_numbers=views)
+    if settings.sharding is None:
+        # The identity stands where a mesh has a block, so that states are of one structure.
+        return optax.chain(
+            optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=views), optax.identity(), shape
+        )
+    # On a mesh, Optax's iterations would each communicate. Without iterations it gives the normalised momentum.
+    momentum = optax.contrib.scale_by_muon(beta=0.95, ns_steps=0, weight_dimension_numbers=views)
+    return optax.chain(momentum, orthogonalize(weight_dimension_numbers=views, sharding=settings.sharding), shape)
 
 
 def _adamw(settings: Settings) -> optax.GradientTransformation:
@@ -280,6 +290,7 @@ def build(
     per_head: bool = False,
     state_dtype: Any = "float32",
     kernel: str = "xla",
+    sharding: Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer for a whole parameter tree.
 
@@ -307,6 +318,10 @@ def build(
       state_dtype: of the learned rule's momenta and second moment, float32 or bfloat16.
       kernel: how the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
         which is slow and meant for tests).
+      sharding: how the parameters lie on a mesh of devices: a mesh (placed by
+        `celo2_harness.sharding.parameter_shardings`), a tree of `jax.sharding.NamedSharding` like the parameters, or a
+        function of the parameters returning one. State and updates are then placed like the parameters, and matrices
+        are shared out among the devices to be orthogonalised (see `orthogonalize`). None: nothing is placed.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`; `update` needs `params`, and with VeLO `value`, the loss. The state is
@@ -347,7 +362,8 @@ def build(
 
     def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
         routes = routing.route(tree, rules, strict=strict, per_head=per_head)
-        settings = Settings(loaded, _views_of(routes), state_dtype, kernel, total_steps)
+        places = None if sharding is None else _by_path(resolve_shardings(sharding, tree))
+        settings = Settings(loaded, _views_of(routes), state_dtype, kernel, total_steps, places)
         labels = jax.tree.map(group_of, routes, is_leaf=_is_route)
 
         def chain(
@@ -369,8 +385,25 @@ def build(
             transforms["rest"] = chain(recipe.rest, scaled(factor, rate), {None: rest_weight_decay})
         return optax.partition(transforms, labels)
 
+    def placed(params: Params, updates: Any, state: Any) -> tuple[Any, Any]:
+        """Updates (or None) and state where they belong on the mesh."""
+        if sharding is None or not jax.tree.leaves(params):
+            return updates, state
+        places = resolve_shardings(sharding, params)
+        whole = NamedSharding(jax.tree.leaves(places)[0].mesh, PartitionSpec())
+        constrain = jax.lax.with_sharding_constraint
+
+        def place(part: Any, found: Any) -> Any:
+            if isinstance(part, Celo2State):
+                return part  # it has placed itself
+            return constrain(part, whole if found is None else found)
+
+        is_leaf = lambda part: isinstance(part, Celo2State)
+        state = jax.tree.map(place, state, like_parameters(state, params, places), is_leaf=is_leaf)
+        return None if updates is None else constrain(updates, places), state
+
     def init_fn(params: Params) -> optax.OptState:
-        return partition(params).init(_at_least_float32(params))
+        return placed(params, None, partition(params).init(_at_least_float32(params)))[1]
 
     def update_fn(
         updates: Updates, state: optax.OptState, params: Params | None = None, **extra_args: Any
@@ -380,9 +413,10 @@ def build(
                 f"{recipe.name}: update(updates, state, params) was called without params. The update depends on the"
                 " parameters; pass the tree that you will apply the updates to."
             )
+        updates, state = placed(params, updates, state)
         wide = _at_least_float32((updates, params))
         updates, state = partition(params).update(wide[0], state, wide[1], **extra_args)
-        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
+        return placed(params, jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
 
@@ -489,6 +523,12 @@ def _is_route(x: Any) -> bool:
 
 def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+
+
+def _by_path(tree: PyTree) -> Callable[[Updates], Any]:
+    """The leaves of a tree for whatever part of it a masked block sees."""
+    leaves = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+    return lambda updates: jax.tree_util.tree_map_with_path(lambda path, _: leaves[path], updates)
 
 
 def _views_of(routes: PyTree) -> Callable[[Updates], Any]:

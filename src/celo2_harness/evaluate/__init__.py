@@ -17,6 +17,7 @@ from celo2_harness.evaluate.optimizers import OPTIMIZERS as OPTIMIZERS
 from celo2_harness.evaluate.optimizers import OptimizerRow as OptimizerRow
 from celo2_harness.evaluate.optimizers import make_imported as make_imported
 from celo2_harness.evaluate.optimizers import make_optax as make_optax
+from celo2_harness.evaluate.placed import PlacedTask as PlacedTask
 from celo2_harness.evaluate.plan import Run as Run
 from celo2_harness.evaluate.plan import Trial as Trial
 from celo2_harness.evaluate.plan import best_trial as best_trial

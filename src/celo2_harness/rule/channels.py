@@ -59,7 +59,7 @@ def channel_groups(
 
 
 def input_scales(
-    view: MatrixView, groups: Sequence[ChannelGroup], floor: float = NORMALIZATION_FLOOR
+    view: MatrixView, groups: Sequence[ChannelGroup], floor: float = NORMALIZATION_FLOOR, column_parts: int = 1
 ) -> list[Float[Array, "..."]]:
     """1 / sqrt(mean(x^2) + floor) of every channel x, one number per matrix.
 
@@ -70,6 +70,7 @@ def input_scales(
       view: the leaf's view.
       groups: what `channel_groups` gives.
       floor: added to the mean squares.
+      column_parts: equal parts of the last axis that are summed each by itself at first (see `leaf_direction`).
 
     Returns:
       Per group an array whose first axis is the channel, then the batch axes, then ones.
@@ -78,7 +79,7 @@ def input_scales(
     for group in groups:
         squares = [list(map(square, factors)) for factors in group.channels]
         if group.shape == view.viewed:
-            means = jnp.stack(_row_sums(view, squares)) / view.viewed[-1]
+            means = jnp.stack(_row_sums(view, squares, column_parts)) / (view.viewed[-1] // column_parts)
         else:
             means = jnp.stack([jnp.broadcast_to(product(factors), group.shape) for factors in squares])
         means = jnp.mean(means, axis=view.axes, keepdims=True)
@@ -92,13 +93,18 @@ def row_sums(planes: Sequence[Float[Array, "*shape"]]) -> Sequence[Float[Array, 
     return jax.lax.reduce(tuple(planes), zeros, lambda x, y: tuple(map(jnp.add, x, y)), (planes[0].ndim - 1,))
 
 
-def _row_sums(view: MatrixView, squares: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
-    """The sum along the last axis of every product of squares; that axis keeps length one."""
+def _row_sums(view: MatrixView, squares: Sequence[Sequence[jax.Array]], parts: int) -> list[jax.Array]:
+    """The sum along the last axis of every product of squares; of that axis remain the sums of its parts."""
     columns = view.viewed[-1]
     inside = [product([x for x in factors if x.shape[-1] == columns]) for factors in squares]
-    sums = row_sums([jnp.broadcast_to(x, view.viewed) for x in inside])
+    inside = [jnp.broadcast_to(x, view.viewed) for x in inside]
+    if parts > 1:
+        inside = [x.reshape(*view.viewed[:-1], parts, columns // parts) for x in inside]
+    sums = row_sums(inside)
+    if parts == 1:
+        sums = [row[..., None] for row in sums]
     outside = [[x for x in factors if x.shape[-1] != columns] for factors in squares]
-    return [product([row[..., None], *factors]) for row, factors in zip(sums, outside, strict=True)]
+    return [product([row, *factors]) for row, factors in zip(sums, outside, strict=True)]
 
 
 def _shape(factor: Factor) -> tuple[int, ...]:
