@@ -1,12 +1,15 @@
 """Small things that several test files need."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import celo2_harness as c2
+from celo2_harness.baselines import VELO, VeloWeights, init_theta
 from celo2_harness.metatrain import MetaTrainConfig
 
 # A rule with few features and two hidden units, for tests of plumbing: the published size takes long to compile.
@@ -24,6 +27,21 @@ def random_theta(channels=30, hidden=8, seed=0):
 
 TINY = c2.Weights(random_theta(4, 2), TINY_CONFIG)
 RANDOM = c2.Weights(random_theta())
+# What optimizers that watch the loss are told.
+LOSS = 1.5
+
+
+def random_velo(lstm=3, bank=2, seed=0, **changes):
+    """A VeLO with every number nonzero, start and biases included, that moves parameters by some per cent."""
+    config = dataclasses.replace(VELO, lstm=lstm, bank=bank, ff_mult=1.0, **changes)
+    leaves, treedef = jax.tree.flatten(init_theta(config, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    theta = treedef.unflatten([rng.normal(size=x.shape).astype(np.float32) / 2 for x in leaves])
+    size = theta.step_size
+    return VeloWeights(theta._replace(step_size=size._replace(w=50 * size.w, b=50 * size.b)), config)
+
+
+VELO_TINY = random_velo()
 
 
 # A meta-training run of seconds. Files that use it with twenty images in two sets share its compilation.
@@ -92,7 +110,7 @@ def jitted(tx):
 
     def update(updates, state, params):
         traces.append(None)
-        return tx.update(updates, state, params)
+        return optax.with_extra_args_support(tx).update(updates, state, params, value=LOSS)
 
     compiled = jax.jit(update)
     compiled.traces = traces

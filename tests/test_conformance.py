@@ -1,5 +1,6 @@
 """What every block and every preset owes to Optax: one row each, all tests for all rows. A new block is a new row."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -7,18 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import TINY, assert_trees_close, assert_trees_equal, jitted, normal, signature
+from helpers import LOSS, TINY, VELO_TINY, assert_trees_close, assert_trees_equal, jitted, normal, signature
 
 import celo2_harness as c2
 from celo2_harness import harness
+from celo2_harness.baselines import load_velo_weights, velo
 
-PRESETS = ("celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw")
+PRESETS = ("celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
+# The preset with weights of any size.
+VELO_PRESET = dataclasses.replace(harness.presets()["velo"], load=load_velo_weights)
+
+
+def arguments(name):
+    """Preset and what it cannot do without."""
+    if name == "velo":
+        return {"preset": VELO_PRESET, "weights": VELO_TINY, "total_steps": 10}
+    return {"preset": name, **({"weights": TINY} if harness.presets()[name].weights is not None else {})}
 
 
 def preset(name, learning_rate=0.01, **options):
-    if harness.presets()[name].weights is not None:
-        options["weights"] = TINY
-    return harness.build(name, learning_rate, **options)
+    return harness.build(learning_rate=learning_rate, **arguments(name) | options)
 
 
 TABLE = {
@@ -36,6 +45,8 @@ TABLE = {
     "add_decayed_weights masked": c2.add_decayed_weights(
         0.1, "independent", mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     ),
+    "velo": velo(VELO_TINY, num_steps=10),
+    "velo, bfloat16 state": velo(VELO_TINY, num_steps=10, state_dtype="bfloat16"),
     "guard_updates": c2.guard_updates(optax.adam(0.01), spike_factor=5.0),
     "guard_updates clip": c2.guard_updates(c2.scale_by_celo2(TINY), spike_factor=5.0, spike_action="clip"),
     **{f"preset {name}": preset(name, weight_decay=0.1) for name in PRESETS},
@@ -46,7 +57,7 @@ SHAPES = {"embedding": {"table": (7, 4)}, "layer": {"kernel": (4, 6), "bias": (6
 OPTAX_STATE = ("adam", "muon", "celo2_ortho", "schedule", "guard_updates")
 rows = pytest.mark.parametrize("row", TABLE)
 # The others differ in their directions, which have rows of their own, and compile long.
-FAST = ("celo2_ortho", "adamw")
+FAST = ("celo2_ortho", "adamw", "velo")
 SOME_SLOW = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
 presets = pytest.mark.parametrize("name", PRESETS)
 
@@ -59,6 +70,11 @@ def params(key):
 @pytest.fixture
 def gradients(key):
     return normal(jax.random.fold_in(key, 1), SHAPES)
+
+
+def update_of(tx):
+    """`tx.update` with a loss, for those that watch it."""
+    return lambda g, s, p: optax.with_extra_args_support(tx).update(g, s, p, value=LOSS)
 
 
 def update(row, gradients, state, params):
@@ -81,13 +97,13 @@ def test_one_trace_and_a_stable_signature(row, params, gradients):
 
 @rows
 def test_bfloat16_parameters_in_a_donated_scan_with_a_branch(row, params, gradients):
-    tx = TABLE[row]
+    tx = optax.with_extra_args_support(TABLE[row])
     params, gradients = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, gradients))
 
     def step(carry, skip):
         def go(carry):
             params, state = carry
-            updates, state = tx.update(gradients, state, params)
+            updates, state = tx.update(gradients, state, params, value=LOSS)
             assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
             return optax.apply_updates(params, updates), state
 
@@ -121,14 +137,18 @@ def test_map_params_reaches_what_has_the_shape_of_parameters(row, params):
     mapped = optax.tree.map_params(tx, lambda x: x + 1, state)
     assert signature(mapped)[0] == signature(state)[0]
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(mapped), strict=True):
-        # Scalars are counters, and Optax's Muon keeps its three coefficients; everything else belongs to a parameter.
-        np.testing.assert_array_equal(after, before if before.shape in ((), (3,)) else before + 1)
+        # Scalars are counters, Optax's Muon keeps its three coefficients, and VeLO means and minima of the loss;
+        # everything else belongs to a parameter.
+        of_the_run = before.shape in ((), (10,)) or (before.shape == (3,) and "velo" not in row)
+        np.testing.assert_array_equal(after, before if of_the_run else before + 1)
 
 
 @rows
 def test_unknown_extra_arguments_are_ignored(row, params, gradients):
     tx = optax.with_extra_args_support(TABLE[row])
-    program = lambda **extra: str(jax.make_jaxpr(lambda g, p: tx.update(g, tx.init(p), p, **extra))(gradients, params))
+    program = lambda **extra: str(
+        jax.make_jaxpr(lambda g, p: tx.update(g, tx.init(p), p, value=LOSS, **extra))(gradients, params)
+    )
     assert program(loss=1.0, key=None) == program()
 
 
@@ -142,7 +162,7 @@ def test_trees_without_numbers(row, tree):
     tx = TABLE[row]
     tree = jax.tree.map(jnp.asarray, tree)
     state = jax.eval_shape(tx.init, tree)
-    updates, after = jax.eval_shape(tx.update, tree, state, tree)
+    updates, after = jax.eval_shape(update_of(tx), tree, state, tree)
     assert signature(updates) == signature(jax.eval_shape(lambda: tree)) and signature(after) == signature(state)
     if not any(word in row for word in OPTAX_STATE):
         assert all(x.size for x in jax.tree.leaves(state))
@@ -157,7 +177,7 @@ def test_no_empty_arrays_in_the_state(row, params):
 def test_masked(row, params, gradients):
     mask = {"embedding": {"table": False}, "layer": {"kernel": True, "bias": True}}
     tx = optax.masked(TABLE[row], mask)
-    abstract = jax.eval_shape(lambda g, p: tx.update(g, tx.init(p), p)[0], gradients, params)
+    abstract = jax.eval_shape(lambda g, p: update_of(tx)(g, tx.init(p), p)[0], gradients, params)
     assert jax.tree.structure(abstract) == jax.tree.structure(params)
     # Arrays of the excluded leaf appear nowhere in the state (no other leaf has an axis of 7).
     assert all(7 not in x.shape for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
@@ -167,18 +187,18 @@ def test_masked(row, params, gradients):
 def test_none_leaves_pass(row, params, gradients):
     tx = TABLE[row]
     params, gradients = params | {"absent": None}, gradients | {"absent": None}
-    updates = jax.eval_shape(lambda g, p: tx.update(g, tx.init(p), p)[0], gradients, params)
+    updates = jax.eval_shape(lambda g, p: update_of(tx)(g, tx.init(p), p)[0], gradients, params)
     assert updates["absent"] is None
 
 
-@pytest.mark.parametrize("row", ["scale_by_celo2", "normalize_rms rolling", "guard_updates"])
+@pytest.mark.parametrize("row", ["scale_by_celo2", "normalize_rms rolling", "guard_updates", "velo"])
 def test_vmap_over_runs(row, params, gradients):
     tx = TABLE[row]
     double = lambda tree: jax.tree.map(lambda x: jnp.stack([x, 2 * x]), tree)
     params, gradients = double(params), double(gradients)
     gradients["layer"]["bias"] = gradients["layer"]["bias"].at[1].set(0.0)  # a branch taken by one of the two
     state = jax.vmap(tx.init)(params)
-    together = jax.jit(jax.vmap(tx.update))(gradients, state, params)
+    together = jax.jit(jax.vmap(update_of(tx)))(gradients, state, params)
     for i in range(2):
         one = update(row, *jax.tree.map(lambda x: x[i], (gradients, state, params)))  # noqa: B023
         assert_trees_close(jax.tree.map(lambda x: x[i], together), one, 1e-4)  # noqa: B023
@@ -188,7 +208,7 @@ def test_vmap_over_runs(row, params, gradients):
 def test_multi_steps(name, params, gradients):
     tx = TABLE[f"preset {name}"]
     every_second = optax.MultiSteps(tx, 2)
-    step = jax.jit(every_second.update)
+    step = jax.jit(lambda g, s, p: every_second.update(g, s, p, value=LOSS))
     state = every_second.init(params)
     first, state = step(gradients, state, params)
     assert not any(np.any(u) for u in jax.tree.leaves(first))
@@ -202,12 +222,11 @@ def test_multi_steps(name, params, gradients):
 def test_inject_hyperparams(name, params, gradients):
     # On a schedule only where it costs little; it is the same for all presets.
     run = {"total_steps": 10, "schedule": "linear"} if name == "adamw" else {}
-    weights = {"weights": TINY} if "celo2" in name else {}
     build = optax.inject_hyperparams(harness.build, static_args=harness.STATIC_ARGS)
-    tx = build(name, learning_rate=0.01, weight_decay=0.1, warmup=0, **run, **weights)
+    tx = build(learning_rate=0.01, weight_decay=0.1, warmup=0, **arguments(name) | run)
     state = tx.init(params)
     assert set(state.hyperparams) >= {"learning_rate", "weight_decay"}
-    step = jax.jit(tx.update)
+    step = jax.jit(update_of(tx))
     updates, _ = step(gradients, state, params)
     plain = TABLE[f"preset {name}"]
     # Newton-Schulz stretches rounding: another learning rate type, another fusion.

@@ -15,7 +15,12 @@ import pytest
 
 from celo2_harness import harness, schedules
 from celo2_harness.cli.main import COMMANDS
+from celo2_harness.evaluate import OPTIMIZERS, suites
+from celo2_harness.evaluate.report import Section, update_markdown
+from celo2_harness.evaluate.results import read_results, sort_results
+from celo2_harness.evaluate.tables import result_tables
 from celo2_harness.routing import BUILT_IN
+from celo2_harness.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "celo2_harness"
@@ -102,18 +107,50 @@ def test_presets_are_listed():
     assert listed == [(p.name, p.learning_rate, p.description) for p in PRESETS.values()]
 
 
+def test_tasks_are_listed():
+    ((_, rows),) = _tables("docs/tasks.md", "tasks")
+    expected = [(name, size, what) for name, kind in TASKS.items() for size, what in kind.sizes.items()]
+    assert [(name.strip("`"), size.strip("`"), what) for name, size, what in rows] == expected
+
+
 def test_meaning_of_the_learning_rate():
     """The table of learning rates of the rest agrees with the presets' factors."""
     lines = dict(
         re.findall(r"^\| `(\w+)` \| [^|]*η[^|]* \| ([^|]*η), ", PAGES["docs/choosing-a-preset.md"], re.MULTILINE)
     )
     factors = {name: 1.0 if rate == "η" else float(rate.removesuffix(" η")) for name, rate in lines.items()}
-    assert factors == {p.name: p.rest.learning_rate_factor for p in PRESETS.values()}
+    assert factors == {p.name: (p.rest or p.hidden).learning_rate_factor for p in PRESETS.values()}
 
 
 def test_schedules_are_listed():
     ((_, rows),) = _tables("docs/choosing-a-preset.md", "schedules")
     assert [name.strip("`") for name, _ in rows] == list(schedules.SCHEDULES)
+
+
+def test_optimizers_of_suites_are_listed():
+    ((_, rows),) = _tables("docs/evaluation.md", "optimizers")
+    assert [(name.strip("`"), text) for name, text in rows] == [(n, row.description) for n, row in OPTIMIZERS.items()]
+
+
+def test_suites_are_listed():
+    listed = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \|$", PAGES["docs/evaluation.md"].partition("## Writing")[0], re.MULTILINE
+    )
+    assert sorted(listed) == sorted(suites())
+
+
+def test_tables_of_results_are_those_of_the_kept_runs(tmp_path):
+    """Between its markers, the page of results says what `celo2 report results --markdown` writes there."""
+    kept = sorted(ROOT.glob("results/*.jsonl"))
+    if not kept:
+        pytest.skip("no runs are kept")
+    records = read_results(kept)
+    without_weights = {name for name, preset in PRESETS.items() if preset.weights is None}
+    sections = [Section(r.title, result_tables(r), []) for r in sort_results(records, without_weights)]
+    copy = tmp_path / "results.md"
+    copy.write_text(PAGES["docs/results.md"])
+    update_markdown(copy, sections)
+    assert copy.read_text() == PAGES["docs/results.md"]
 
 
 _DEFAULTS = [(page, name) for page in PAGES for name, _ in _tables(page, "defaults")]
@@ -192,11 +229,13 @@ ARROWS = {
     "rule": set(),
     "routing": set(),
     "schedules": set(),
+    "sharding": set(),
     "tasks": set(),
     "blocks": {"rule"},
-    "harness": {"routing", "blocks", "rule", "schedules"},
-    "metatrain": {"rule", "tasks"},
-    "evaluate": {"tasks"},
+    "baselines": {"blocks", "rule"},
+    "harness": {"routing", "blocks", "baselines", "rule", "schedules", "sharding"},
+    "metatrain": {"baselines", "rule", "tasks"},
+    "evaluate": {"tasks", "sharding"},
 }
 
 

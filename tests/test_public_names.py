@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import celo2_harness
-from celo2_harness import blocks, harness, metatrain, routing, rule, schedules, tasks
+from celo2_harness import baselines, blocks, harness, metatrain, routing, rule, schedules, tasks
 
 CONTRACT = [
     *("load_weights", "save_weights", "Weights", "WeightsError", "celo2_direction", "orthogonalize", "normalize_rms"),
@@ -32,7 +32,10 @@ def test_schedules():
     assert all(getattr(schedules, name) is schedule for name, schedule in schedules.SCHEDULES.items())
 
 
-@pytest.mark.parametrize("module", [celo2_harness, blocks, metatrain, routing, rule, tasks], ids=lambda m: m.__name__)
+MODULES = [celo2_harness, baselines, blocks, metatrain, routing, rule, tasks]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_every_exported_name_resolves_and_is_documented(module):
     source = inspect.getsource(module)
     names = [line.split(" as ")[-1].strip(" ,()\n") for line in source.splitlines() if " as " in line]

@@ -5,11 +5,13 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+from helpers import random_velo
 
 from celo2_harness.cli.main import COMMANDS, main
 
@@ -70,6 +72,13 @@ def folder(tmp_path):
         ),
         ("data prepare digits --out {}/empty/out", "[Errno 20] Not a directory: '{}/empty/out'"),
         ("data", "there is no command 'data'; expected one of "),
+        ("reinforce --game pong", "game = 'pong': expected one of asterix, "),
+        ("reinforce --game catch --preset adam", "preset = 'adam': expected one of "),
+        ("reinforce --game catch --learning-rate 0", "learning_rate = 0.0: expected "),
+        ("reinforce --game catch --steps 0", "steps = 0: expected at least 1"),
+        ("reinforce --game catch --hidden 0", "hidden = 0: expected at least 1"),
+        ("reinforce --resume", "resume: {}/out holds no run"),
+        ("reinforce --plot {}/none", "plot: there is no folder {}/none"),
         ("unknown", "there is no command 'unknown'; expected one of "),
     ],
 )
@@ -88,6 +97,7 @@ def test_wrong_input_is_one_line_and_status_2(folder, capsys, options, message):
 def test_words_that_are_no_options_have_status_2(capsys):
     assert main(["train", "--steps", "many"]) == 2
     assert main(["train", "--nonsense"]) == 2
+    assert main(["reinforce", "--minibatches", "3"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -194,3 +204,37 @@ def test_a_signal_saves_and_the_run_goes_on_later(folder):
     assert max(int(path.name) for path in (out / "checkpoints").iterdir()) == saved >= 5
     status, error = start_and_signal(["train", "--resume", "--out", str(out)], signal.SIGTERM, f"from step {saved}")
     assert status == 130 and int(error.split()[3].rstrip(";")) > saved
+
+
+def test_an_agent_trains_resumes_and_is_drawn(tmp_path, capsys):
+    small = ["--game", "catch", "--preset", "adamw", "--hidden", "16", "--environments", "4", "--rollout", "18"]
+    assert main(["reinforce", *small, "--steps", "140", "--out", str(tmp_path / "a")]) == 0
+    assert "last 16 episodes, 144 agent steps" in capsys.readouterr().out
+    # With its own settings, and nothing left to do.
+    assert main(["reinforce", "--resume", "--out", str(tmp_path / "a")]) == 0
+    assert "last 16 episodes, 144 agent steps" in capsys.readouterr().out
+    assert main(["reinforce", *small, "--steps", "140", "--out", str(tmp_path / "a")]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["reinforce", "--plot", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "adamw, learning rate 0.00025" in printed and "catch" in printed
+    assert (tmp_path / "returns.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_by_a_velo_is_resumed(tmp_path, capsys):
+    """Interrupted and resumed, with weights from a file: the numbers of a run that was not."""
+    from celo2_harness.baselines import VELO_S, save_velo_weights
+
+    weights, out = tmp_path / "velo_s.celo2", tmp_path / "run"
+    save_velo_weights(weights, random_velo(VELO_S.lstm, VELO_S.bank))
+    words = ["train", "--preset", "velo_s", *SMALL, "--steps", "4", "--log-every", "1", "--checkpoint-every", "2"]
+    assert main([*words, "--out", str(out)]) == 2
+    assert "preset velo_s: weights is missing" in capsys.readouterr().err
+    words += ["--weights", str(weights)]
+    assert main([*words, "--out", str(out)]) == 0
+    lines = lambda: [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    numbers = lambda: [(line["step"], line.get("loss"), line.get("validation_loss")) for line in lines()[1:]]
+    whole = numbers()
+    shutil.rmtree(out / "checkpoints" / "4")
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert numbers() == whole and len(whole) >= 4

@@ -242,3 +242,11 @@ def test_kills_at_random_moments():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("3 kills in ") and "identical to the bit" in done.stdout
+
+
+def test_the_rule_is_a_word_about_the_variant(capsys):
+    config = metatrain.Config(rule="velo_s")
+    assert metatrain._with_rule(config).config == dataclasses.replace(config.config, variant="velo_s")
+    assert metatrain._with_rule(metatrain.Config(rule="celo2")) == metatrain.Config(rule="celo2")
+    assert main(["metatrain", "--rule", "celo2", "--variant", "velo_s"]) == 2
+    assert "rule = celo2, but the variant is velo_s" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_impossible_sizes_are_refused(change, message):
 
 
 def test_windows_longer_than_the_context_are_refused(params):
-    with pytest.raises(ValueError, match="windows of 9 bytes, the model's context is 8"):
+    with pytest.raises(ValueError, match="windows of 9 tokens, the model's context is 8"):
         gpt_loss(TINY, params, jnp.zeros((1, 10), jnp.uint8))
 
 

@@ -1,5 +1,7 @@
 """What an optimizer step costs: time, temporaries, state, compilation."""
 
+from celo2_harness.bench.collectives import Collective, find_collectives
+from celo2_harness.bench.estimate import ORTHOGONAL, Estimate, estimate_update
 from celo2_harness.bench.models import MODEL_SHAPES
 from celo2_harness.bench.newton_schulz import NewtonSchulzCost, measure_newton_schulz
 from celo2_harness.bench.plan import Plan, plan_update
@@ -10,9 +12,14 @@ from celo2_harness.bench.training import GRADIENT, measure_training
 __all__ = [
     "GRADIENT",
     "MODEL_SHAPES",
+    "ORTHOGONAL",
+    "Collective",
+    "Estimate",
     "NewtonSchulzCost",
     "Plan",
     "StepCost",
+    "estimate_update",
+    "find_collectives",
     "interleave",
     "measure_newton_schulz",
     "measure_training",

@@ -41,6 +41,29 @@ def gpt2_tree(depth: int, width: int = 768, vocabulary: int = 50257, context: in
     }
 
 
+def llama_tree(depth: int, width: int, heads: int, groups: int, inner: int, vocabulary: int = 32000) -> dict[str, Any]:
+    """A Llama: grouped-query attention, gated MLP, norms without bias, an untied head."""
+    kernel = lambda inputs, outputs: {"kernel": _array(inputs, outputs)}
+    shared = width // heads * groups
+    block = {
+        "attention_norm": {"scale": _array(width)},
+        "attention": {
+            "query": kernel(width, width),
+            "key": kernel(width, shared),
+            "value": kernel(width, shared),
+            "out": kernel(width, width),
+        },
+        "mlp_norm": {"scale": _array(width)},
+        "mlp": {"gate": kernel(width, inner), "up": kernel(width, inner), "down": kernel(inner, width)},
+    }
+    return {
+        "token_embedding": {"embedding": _array(vocabulary, width)},
+        **{f"block_{i}": block for i in range(depth)},
+        "final_norm": {"scale": _array(width)},
+        "lm_head": kernel(width, vocabulary),
+    }
+
+
 def _gpt(name: str) -> Any:
     return jax.eval_shape(lambda key: init_gpt(MODELS[name], key), jax.random.key(0))
 
@@ -55,5 +78,7 @@ MODEL_SHAPES: dict[str, Callable[[], Any]] = {
     "blocks-100m": partial(matrix_blocks, 1024, 8),
     "gpt2-12": partial(gpt2_tree, 12),
     "gpt2-48": partial(gpt2_tree, 48),
+    "gpt3-1.3b": partial(gpt2_tree, 24, 2048, context=2048),
+    "llama-70b": partial(llama_tree, 80, 8192, 64, 8, 28672),
     **{name: partial(_gpt, name) for name in MODELS},
 }

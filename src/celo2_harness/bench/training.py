@@ -45,7 +45,8 @@ class _Trainer:
 
     def __init__(self, task: Task, tx: optax.GradientTransformation, params: Any, batch: Any):
         def step(params: Any, state: Any) -> tuple[Any, Any]:
-            updates, state = tx.update(jax.grad(task.loss)(params, batch), state, params)
+            loss, gradients = jax.value_and_grad(task.loss)(params, batch)
+            updates, state = optax.with_extra_args_support(tx).update(gradients, state, params, value=loss)
             return optax.apply_updates(params, updates), state
 
         self.step = jax.jit(step, donate_argnums=(0, 1))

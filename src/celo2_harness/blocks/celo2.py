@@ -7,7 +7,7 @@ import optax
 from celo2_harness.blocks.direction import celo2_direction
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize_block
 from celo2_harness.blocks.rms import Mode, normalize_rms
-from celo2_harness.blocks.views import WeightDimensionNumbers
+from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers
 from celo2_harness.rule import Weights, load_weights
 
 
@@ -19,6 +19,7 @@ def scale_by_celo2(
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
     kernel: str = "xla",
+    sharding: LeafShardings = None,
 ) -> optax.GradientTransformation:
     """`celo2_direction`, then (if asked) `orthogonalize`, then `normalize_rms`: the published scale_by_celo2.
 
@@ -29,6 +30,7 @@ def scale_by_celo2(
       weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
       state_dtype: of momenta and second moment.
       kernel: how the network is evaluated (see `celo2_direction`).
+      sharding: how the updates lie on a mesh (see `orthogonalize`).
 
     Returns:
       An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
@@ -45,8 +47,12 @@ def scale_by_celo2(
     """
     weights = load_weights(weights)
     views = weight_dimension_numbers
-    blocks = [celo2_direction(weights, weight_dimension_numbers=views, state_dtype=state_dtype, kernel=kernel)]
+    blocks = [
+        celo2_direction(
+            weights, weight_dimension_numbers=views, state_dtype=state_dtype, kernel=kernel, sharding=sharding
+        )
+    ]
     if orthogonalize:
-        blocks.append(orthogonalize_block(weight_dimension_numbers=views))
+        blocks.append(orthogonalize_block(weight_dimension_numbers=views, sharding=sharding))
     mode: Any = weights.config.normalization if normalization is None else normalization
     return optax.chain(*blocks, normalize_rms(mode, weight_dimension_numbers=views))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+from celo2_harness.blocks.spread import spread_matrices
+from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, leaf_views
 from celo2_harness.rule import newton_schulz
 from celo2_harness.rule.newton_schulz import NORM_FLOOR, resolve_coefficients
 
@@ -25,10 +26,13 @@ def orthogonalize(
     eps: float = NORM_FLOOR,
     dtype: Any = None,
     precision: Any = None,
+    sharding: LeafShardings = None,
 ) -> optax.GradientTransformation:
     """Replaces every matrix by (nearly) its closest semi-orthogonal one; vectors and scalars pass through.
 
-    Small matrices of one shape are orthogonalised together as one batch, whichever leaves they come from.
+    Small matrices of one shape are orthogonalised together as one batch, whichever leaves they come from. With
+    `sharding`, matrices of one shape are shared out among the devices, each orthogonalised on one of them: two
+    all-to-alls per mesh axis that splits them and at most one all-gather, whatever the number of iterations.
 
     Args:
       coefficients: "quintic" (published), "polar_express", or triples (a, b, c), one per iteration.
@@ -36,6 +40,8 @@ def orthogonalize(
       eps: added to the Frobenius norm.
       dtype: of the matrix products; None keeps float32 (or wider). bfloat16 suits accelerators.
       precision: of the products, as in `jax.numpy.matmul`; None is highest for float32.
+      sharding: how the updates lie on a mesh: a tree of `jax.sharding.NamedSharding`, or a function of the updates
+        returning one. None: as XLA places them, which communicates in every iteration if matrices are split.
 
     Returns:
       A stateless `optax.GradientTransformation`; updates keep their dtype.
@@ -53,10 +59,20 @@ def orthogonalize(
     """
     triples = resolve_coefficients(coefficients)
 
+    def iterate(x: jax.Array) -> jax.Array:
+        return newton_schulz(x, triples, eps=eps, dtype=dtype, precision=precision)
+
     def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         leaves, treedef = jax.tree.flatten(updates)
         views = leaf_views(updates, weight_dimension_numbers)
+        if places := leaf_shardings(updates, sharding):
+            chosen = [i for i, view in enumerate(views) if view.is_matrix and leaves[i].size]
+            pick = lambda x: [x[i] for i in chosen]
+            spread = spread_matrices(iterate, pick(leaves), pick(views), pick(places), LARGEST_STACKED)
+            for i, leaf in zip(chosen, spread, strict=True):
+                leaves[i] = leaf
+            return treedef.unflatten(leaves), state
         groups: dict[Any, list[int]] = {}
         for i, (leaf, view) in enumerate(zip(leaves, views, strict=True)):
             if view.is_matrix and leaf.size:
@@ -66,7 +82,7 @@ def orthogonalize(
             stacks = [views[i].apply(leaves[i]).reshape(-1, *matrix) for i in members]
             counts = [math.prod(views[i].viewed[:-2]) for i in members]
             x = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
-            y = newton_schulz(x, triples, eps=eps, dtype=dtype, precision=precision)
+            y = iterate(x)
             start = 0
             for i, count in zip(members, counts, strict=True):
                 leaves[i] = views[i].invert(y[start : start + count])

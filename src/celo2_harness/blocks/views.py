@@ -1,25 +1,29 @@
-"""From Optax's description of matrices to the rule's: one view per leaf of an update tree."""
+"""From trees that describe leaves to lists: the matrix view of every leaf, and how it lies on a mesh."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 from optax.contrib import MuonDimensionNumbers
 
 from celo2_harness._trees import is_function
-from celo2_harness._types import Updates
+from celo2_harness._types import Params, Updates
 from celo2_harness.rule import MatrixView, default_view, view_from_axes
 
 # A tree of MuonDimensionNumbers (None: published behaviour for that leaf), a function of the updates that returns such
 # a tree, or None for the published behaviour everywhere.
 WeightDimensionNumbers = Any | Callable[[Updates], Any] | None
+# A tree of NamedSharding like the updates, a function of the updates that returns one, or None: not on a mesh.
+LeafShardings = Any | Callable[[Updates], Any] | None
 
 
 def _is_specification(x: Any) -> bool:
     return x is None or isinstance(x, MuonDimensionNumbers)
 
 
-def leaf_views(updates: Updates, weight_dimension_numbers: WeightDimensionNumbers) -> list[MatrixView]:
+def leaf_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers) -> list[MatrixView]:
     """The view of every leaf of `updates`, in the order of `jax.tree.leaves`.
 
     Raises:
@@ -45,3 +49,60 @@ def leaf_views(updates: Updates, weight_dimension_numbers: WeightDimensionNumber
             default_view(leaf.shape) if specification is None else view_from_axes(leaf.shape, *specification, name=name)
         )
     return views
+
+
+def leaf_shardings(updates: Params, shardings: LeafShardings) -> list[NamedSharding] | None:
+    """The sharding of every leaf of `updates`, in the order of `jax.tree.leaves`; None without any.
+
+    Raises:
+      ValueError: a leaf has none, or one that does not fit its shape.
+    """
+    if shardings is None:
+        return None
+    tree = shardings(updates) if is_function(shardings) else shardings
+    by_path = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+    found = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(updates)[0]:
+        name, place = jax.tree_util.keystr(path) or "the leaf", by_path.get(path)
+        if not isinstance(place, NamedSharding):
+            raise ValueError(
+                f"{name}: its sharding is {place!r}. Give a tree like the parameters, with a jax.sharding.NamedSharding"
+                " at every leaf."
+            )
+        for axis, names in enumerate(split_axes(place, leaf.ndim)):
+            devices = math.prod(place.mesh.shape[mesh_axis] for mesh_axis in names)
+            if leaf.shape[axis] % devices:
+                raise ValueError(
+                    f"{name} of shape {leaf.shape}: {place.spec} splits axis {axis} over {devices} devices, which do"
+                    " not divide it. Split another axis, or none."
+                )
+        found.append(place)
+    return found
+
+
+def split_axes(place: NamedSharding, ndim: int) -> list[tuple[str, ...]]:
+    """The mesh axes that split each axis of a leaf."""
+    names = [() if name is None else (name,) if isinstance(name, str) else tuple(name) for name in place.spec]
+    return names + [()] * (ndim - len(names))
+
+
+def viewed_axes(view: MatrixView, place: NamedSharding) -> list[tuple[str, ...]]:
+    """The mesh axes that split each axis of the viewed array, as far as they split it into equal runs."""
+    names = split_axes(place, len(view.shape))
+    batch = len(view.viewed) - len(view.axes)
+    # The axes of the leaf that make the last axis of the view: all at the end, until they multiply to its length.
+    first, length = len(view.permutation), 1
+    while first > batch and length < view.viewed[-1]:
+        first -= 1
+        length *= view.shape[view.permutation[first]]
+
+    def joined(axes: Sequence[int]) -> tuple[str, ...]:
+        """Of several axes seen as one: only the outermost may be split."""
+        long = [axis for axis in axes if view.shape[axis] > 1]
+        return names[long[0]] if long and not any(names[axis] for axis in long[1:]) else ()
+
+    groups = [*([axis] for axis in view.permutation[:batch])]
+    if view.is_matrix:
+        groups.append(list(view.permutation[batch:first]))
+    groups.append(list(view.permutation[first:]))
+    return [joined(axes) for axes in groups]

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from celo2_harness import evaluate
-from celo2_harness.cli._setup import input_errors, make_optimizer
+from celo2_harness.baselines import VELO_S, VeloWeights, init_theta
+from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.metatrain import Evaluation
-from celo2_harness.rule import Weights
 from celo2_harness.tasks import make_language_model
 
 # Which preset a variant's rule was trained for.
-_PRESETS = {"ortho": "celo2_ortho", "base": "celo2_base"}
+_PRESETS = {"ortho": "celo2_ortho", "base": "celo2_base", "velo_s": "velo_s"}
 _BATCH = 16
 
 
@@ -34,7 +35,7 @@ def language_evaluation(
         text: A text file, or None for the text that Python carries.
         model: A name in `MODELS`.
         steps: Training steps.
-        learning_rates: Peak learning rates; the best one counts.
+        learning_rates: Peak learning rates; the best one counts. None given: 1e-3, or 1 for a VeLO.
         stop: Asked after every step.
 
     Returns:
@@ -43,16 +44,18 @@ def language_evaluation(
     Raises:
         InputError: if an option is wrong.
     """
-    if every < 1 or not learning_rates:
-        raise evaluate.InputError(f"eval_every = {every}, eval_learning_rates = {list(learning_rates)}: expected some")
+    if every < 1:
+        raise evaluate.InputError(f"eval_every = {every}: expected at least 1")
+    learning_rates = learning_rates or (default_learning_rate(_PRESETS[variant]),)
     with input_errors():
         task = make_language_model(model, text, _BATCH)
     optimizer = {"preset": _PRESETS[variant], "total_steps": steps, "weight_decay": 0.1}
-    # Refused before the run starts, not at its first evaluation.
+    # Refused before the run starts, not at its first evaluation. A VeLO has no weights until then.
+    first = {"weights": VeloWeights(init_theta(VELO_S, jax.random.key(0)), VELO_S)} if variant == "velo_s" else {}
     for rate in learning_rates:
-        make_optimizer(learning_rate=rate, **optimizer)
+        make_optimizer(learning_rate=rate, **first, **optimizer)
 
-    def train(weights: Weights, learning_rate: float) -> float | None:
+    def train(weights: Any, learning_rate: float) -> float | None:
         tx = make_optimizer(learning_rate=learning_rate, weights=weights, **optimizer)
         state, loss = evaluate.init_state(task, tx, 0), float("nan")
         for progress in evaluate.fit(task, tx, state, steps=steps, seed=0, eval_every=steps):
@@ -61,7 +64,7 @@ def language_evaluation(
                 return None
         return loss
 
-    def score(weights: Weights) -> float | None:
+    def score(weights: Any) -> float | None:
         losses = []
         for rate in learning_rates:
             losses.append(train(weights, rate))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import statistics
 import sys
@@ -17,18 +16,21 @@ from rich.console import Console
 from rich.table import Table
 
 from celo2_harness import harness
+from celo2_harness.baselines import VELO, VELO_S, VeloConfig, VeloWeights, init_theta
 from celo2_harness.bench import (
     GRADIENT,
     MODEL_SHAPES,
+    ORTHOGONAL,
     Plan,
     StepCost,
+    estimate_update,
     measure_newton_schulz,
     measure_training,
     measure_updates,
     median_ratio,
     plan_update,
 )
-from celo2_harness.cli._setup import input_errors
+from celo2_harness.cli._setup import device_mesh, input_errors, mesh_lengths
 from celo2_harness.evaluate import InputError
 from celo2_harness.evaluate.records import provenance
 from celo2_harness.tasks import make_language_model
@@ -40,6 +42,10 @@ PEERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
+# Presets without weights of their own: what they cost does not depend on the numbers, so random ones will do.
+STAND_INS: dict[str, VeloConfig] = {"velo": VELO, "velo_s": VELO_S}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Measure what an optimizer step costs, side by side with Optax's AdamW and Muon.
@@ -47,7 +53,7 @@ class Config:
     "step" compiles and times the jitted update of each optimizer, gradients and state donated; "newton-schulz" times
     the orthogonalisation of one 1024 x 4096 matrix; "training" times whole training steps of a language model and the
     optimizer's share of them. Calls alternate, so that noise hits all alike. "plan" allocates nothing: it prints what
-    parameters, gradients, state and temporaries take on each device of a mesh.
+    parameters, gradients, state and temporaries take on each device of a mesh, and what the update sends.
     """
 
     measure: tyro.conf.Positional[Literal["step", "newton-schulz", "training", "plan"]] = "step"
@@ -68,7 +74,10 @@ class Config:
     batch: int = 16
     """Windows per training step ("training")."""
     mesh: str = "fsdp=1"
-    """Lengths of mesh axes ("plan"), for example data=2,fsdp=4: leaves are split over fsdp, repeated over data."""
+    """Lengths of mesh axes ("plan"), for example data=2,fsdp=4: leaves are split over fsdp and tensor, repeated over
+    data."""
+    estimate: bool = False
+    """By formula ("plan"): nothing is compiled, and the mesh may be larger than there are devices. Presets only."""
     json: Path | None = None
     """File for the figures of every round."""
 
@@ -155,22 +164,43 @@ def _training(config: Config) -> tuple[Table, dict[str, Any]]:
 
 
 def _plan(config: Config) -> tuple[Table, dict[str, Any]]:
-    mesh = _mesh(config.mesh)
-    places = math.prod(mesh.values())
-    if places > 1:
-        jax.config.update("jax_num_cpu_devices", places)
+    if config.estimate:
+        return _estimate(config)
+    mesh = device_mesh(config.mesh)  # before anything starts JAX
     model, shapes = _shapes(config)
     table = Table("MB per device", box=None, pad_edge=False, header_style="bold")
-    for heading in (*Plan._fields, "total"):
+    memory, traffic = Plan._fields[:4], Plan._fields[4:]
+    for heading in (*memory, "total", *traffic):
         table.add_column(heading, justify="right")
     plans = {}
-    for name, tx in _optimizers(config).items():
+    for name, tx in _optimizers(config, sharding=mesh if mesh.size > 1 else None).items():
         plan = plans[name] = plan_update(tx, shapes, mesh)
-        table.add_row(name, *(f"{x / 1e6:.1f}" for x in (*plan, plan.total)))
+        megabytes = [f"{x / 1e6:.1f}" for x in (*plan[:4], plan.total, plan.sent)]
+        table.add_row(name, *megabytes[:-1], str(plan.collectives), megabytes[-1])
         _progress(f"planned {name}")
-    table.caption = f"{model} on a mesh of {config.mesh}; temporaries as XLA plans them on CPU"
+    table.caption = f"{model} on a mesh of {config.mesh}; temporaries and collectives as XLA plans them"
     table.caption_justify = "left"
     return table, {name: plan._asdict() for name, plan in plans.items()}
+
+
+def _estimate(config: Config) -> tuple[Table, dict[str, Any]]:
+    model, shapes = _shapes(config)
+    table = Table("MB per device", box=None, pad_edge=False, header_style="bold")
+    for heading in ("parameters", "gradients", "state", "total", "sent", "collectives", "matrices"):
+        table.add_column(heading, justify="right")
+    estimates = {}
+    lengths = mesh_lengths(config.mesh)
+    for name, tx in _optimizers(config).items():
+        if name not in PEERS:
+            got = estimates[name] = estimate_update(tx, shapes, lengths, orthogonalized=name in ORTHOGONAL)
+            megabytes = [f"{x / 1e6:.1f}" for x in (*got[:3], got.total, got.sent)]
+            table.add_row(name, *megabytes, str(got.collectives), str(got.matrices))
+    table.caption = (
+        f"{model} on a mesh of {config.mesh}, by formula; collectives and what a device sends into them are those of"
+        " the orthogonalisation, matrices those that the busiest device orthogonalises"
+    )
+    table.caption_justify = "left"
+    return table, {name: got._asdict() for name, got in estimates.items()}
 
 
 def _shapes(config: Config) -> tuple[str, Any]:
@@ -180,21 +210,17 @@ def _shapes(config: Config) -> tuple[str, Any]:
     return model, MODEL_SHAPES[model]()
 
 
-def _mesh(text: str) -> dict[str, int]:
-    mesh = {}
-    for part in text.split(","):
-        name, _, length = part.partition("=")
-        if not name.isidentifier() or not length.isdigit() or int(length) < 1 or name in mesh:
-            raise InputError(f"mesh = {text!r}: expected lengths of axes, such as data=2,fsdp=4")
-        mesh[name] = int(length)
-    return mesh
-
-
-def _optimizers(config: Config) -> dict[str, optax.GradientTransformation]:
+def _optimizers(config: Config, **arguments: Any) -> dict[str, optax.GradientTransformation]:
     optimizers = {name: make() for name, make in PEERS.items()}
     with input_errors():
         for name in config.preset or tuple(harness.presets()):
-            optimizers[name] = harness.build(name, 1e-3, state_dtype=config.state_dtype, kernel=config.kernel)
+            options = dict(arguments)
+            if name in STAND_INS:
+                weights = VeloWeights(init_theta(STAND_INS[name], jax.random.key(0)), STAND_INS[name])
+                options |= {"weights": weights, "total_steps": 10_000}
+            optimizers[name] = harness.build(
+                name, 1e-3, state_dtype=config.state_dtype, kernel=config.kernel, **options
+            )
     return optimizers
 
 

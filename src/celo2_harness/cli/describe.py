@@ -18,6 +18,8 @@ class Config:
     """Size of the model: nano, small, gpt2 or gpt3-xl."""
     preset: str = "celo2_ortho"
     """Optimizer; `celo2 presets` lists them."""
+    weights: str | None = None
+    """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
     weight_decay: float = 0.1
     """Weight decay of hidden matrices."""
     strict: bool = False
@@ -35,6 +37,7 @@ def run(config: Config) -> int:
         report = harness.describe(
             params,
             config.preset,
+            weights=config.weights,
             weight_decay=config.weight_decay,
             strict=config.strict,
             per_head=config.per_head,

@@ -43,6 +43,14 @@ COMMANDS = {
         "Train the same GPT with several optimizers and compare them.",
         ("tyro", "rich", "matplotlib"),
     ),
+    "evaluate": Command(
+        "celo2_harness.cli.evaluate", "Run a suite: tasks, optimizers, learning rates, weight decays and seeds."
+    ),
+    "report": Command(
+        "celo2_harness.cli.report",
+        "Make tables, pictures and a page of results.",
+        ("tyro", "rich", "matplotlib"),
+    ),
     "describe": Command("celo2_harness.cli.describe", "Show where a preset sends every parameter of a model."),
     "presets": Command("celo2_harness.cli.presets", "List the presets."),
     "bench": Command("celo2_harness.cli.bench", "Measure what an optimizer step costs."),
@@ -52,7 +60,13 @@ COMMANDS = {
     "metatrain select": Command(
         "celo2_harness.cli.metatrain_select", "Take the best evaluated rule of a meta-training run as its weights."
     ),
+    "reinforce": Command(
+        "celo2_harness.cli.reinforce",
+        "Train an agent on a game with PPO and one optimizer, or draw the returns of runs.",
+        ("tyro", "rich", "orbax", "matplotlib"),
+    ),
     "data prepare": Command("celo2_harness.cli.data", "Shrink image sets to 8x8 files for meta-training."),
+    "data tokens": Command("celo2_harness.cli.data_tokens", "Turn texts into token shards."),
     "weights": Command("celo2_harness.cli.weights", "Show what a weight file holds, or convert it."),
 }
 

@@ -63,8 +63,10 @@ class Config:
     """Size of the language model; see celo2 train."""
     eval_steps: int = 300
     """Training steps of the language model."""
-    eval_learning_rates: tuple[float, ...] = (1e-3,)
-    """Learning rates of the language model; the best one counts."""
+    eval_learning_rates: tuple[float, ...] = ()
+    """Learning rates of the language model; the best one counts. By default 1e-3, for a VeLO 1."""
+    rule: typing.Literal["celo2", "velo_s"] | None = None
+    """What is learned: celo2, or velo_s, which is short for --variant velo_s."""
     config: tyro.conf.OmitArgPrefixes[MetaTrainConfig] = MetaTrainConfig()
     """The recipe."""
 
@@ -105,7 +107,7 @@ _RUN_OPTIONS = (
 )
 _FILES = ("text", "inner_text")
 # What a resumed run does not take from the run that it resumes.
-_NOT_SAVED = ("out", "resume", "start_from", "continue_from", "devices", "config")
+_NOT_SAVED = ("out", "resume", "start_from", "continue_from", "devices", "rule", "config")
 
 
 def defaults(config: Config) -> Config:
@@ -125,6 +127,7 @@ def defaults(config: Config) -> Config:
 
 def run(config: Config) -> int:
     """Meta-trains; returns 0 if the run finished, 130 if it was interrupted."""
+    config = _with_rule(config)
     mesh = _mesh(config.devices)
     run_options = {name: getattr(config, name) for name in _RUN_OPTIONS}
     with StopSignals() as stop, _Display(config) as display:
@@ -158,6 +161,16 @@ def run(config: Config) -> int:
         return 130
     print(f"weights: {config.out / 'weights.celo2'}\npicture: {config.out / PICTURE}")
     return 0
+
+
+def _with_rule(config: Config) -> Config:
+    """The option `rule` is a word about the recipe's variant."""
+    is_velo = config.config.variant == "velo_s"
+    if config.rule == "velo_s" and not is_velo:
+        return dataclasses.replace(config, config=dataclasses.replace(config.config, variant="velo_s"))
+    if config.rule == "celo2" and is_velo:
+        raise InputError("rule = celo2, but the variant is velo_s; choose --variant ortho or base")
+    return config
 
 
 def _mesh(devices: int) -> Mesh:

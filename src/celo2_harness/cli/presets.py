@@ -16,9 +16,10 @@ def run(config: Config) -> int:
     presets = harness.presets()
     width = max(map(len, presets))
     for preset in presets.values():
+        rest = preset.hidden if preset.rest is None else preset.rest
         facts = [
             f"hidden: {preset.hidden.optimizer}",
-            f"rest: {preset.rest.optimizer} at {preset.rest.learning_rate_factor:g}x",
+            f"rest: {rest.optimizer} at {rest.learning_rate_factor:g}x",
             f"learning rate {preset.learning_rate:g}",
         ]
         if preset.weights is not None:

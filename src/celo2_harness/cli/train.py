@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from celo2_harness.cli._progress import Display
-from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
+from celo2_harness.cli._setup import course, default_learning_rate, device_mesh, input_errors, make_optimizer
 from celo2_harness.evaluate import StopSignals, TrainConfig, TrainResult, saved_options, train
-from celo2_harness.schedules import SCHEDULES
 from celo2_harness.tasks import make_language_model
 
 
@@ -48,6 +47,9 @@ class Config:
     """What the model computes in: float32 or bfloat16."""
     param_dtype: str = "float32"
     """What the parameters are kept in: float32 or bfloat16."""
+    mesh: str | None = None
+    """Devices to train on, as lengths of mesh axes, for example data=4,fsdp=2: parameters are split over fsdp and
+    tensor, batches over data and fsdp. A run may be resumed on another mesh."""
     out: Path | None = None
     """Folder of the run; by default runs/train-PRESET."""
     resume: bool = False
@@ -75,6 +77,7 @@ def defaults(config: Config) -> Config:
 def run(config: Config) -> int:
     """Trains; returns 0 if the run finished, 1 if it diverged, 130 if it was interrupted."""
     folder = _folder(config)
+    mesh = None if config.mesh is None else device_mesh(config.mesh)
     train_config = TrainConfig(config.steps, config.seed, config.eval_every, config.log_every, config.checkpoint_every)
     rate = default_learning_rate(config.preset) if config.learning_rate is None else config.learning_rate
     with input_errors():
@@ -95,7 +98,8 @@ def run(config: Config) -> int:
         "warmup": config.warmup,
         "weights": config.weights,
     }
-    tx = make_optimizer(**optimizer)
+    tx = make_optimizer(**optimizer, sharding=mesh)
+    factor = course(config.preset, config.schedule, config.steps, config.warmup)
     with StopSignals() as stop, Display(task.tokens_per_batch) as display:
         result = train(
             task,
@@ -106,7 +110,8 @@ def run(config: Config) -> int:
             options=_options(config),
             title=f"{config.preset}, learning rate {rate:g}: {config.model}, {task.tokens_per_batch} bytes per step",
             resume=config.resume,
-            learning_rate=lambda step: rate * SCHEDULES[config.schedule](config.steps, config.warmup)(step),
+            mesh=mesh,
+            learning_rate=lambda step: rate * factor(step),
             should_stop=lambda: stop.requested,
             on_start=lambda step: display.start(config.preset, config.steps, step),
             on_progress=display.update,

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
+from celo2_harness.sharding import state_shardings
 from celo2_harness.tasks import Task
 
 _WARMUP_STEPS = 2
@@ -56,11 +58,19 @@ def init_state(task: Task, tx: optax.GradientTransformation, seed: int) -> Train
         seed: Determines the initial parameters; optimizers compared on a seed start from the same ones.
 
     Returns:
-        The state at step 0.
+        The state at step 0. Where parameters lie on a mesh, so does the optimizer's state, as `state_shardings` says.
     """
     params = task.init(jax.random.key(seed))
-    # Weak types would be lost in a checkpoint and the resumed run would compile another program; so drop them here.
-    return TrainState(0, params, jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype), tx.init(params)))
+
+    def init(params: Any) -> Any:
+        # Weak types would be lost in a checkpoint and the resumed run would compile another program; so drop them here.
+        return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype), tx.init(params))
+
+    places = jax.tree.map(lambda x: x.sharding, params)
+    kinds = set(map(type, jax.tree.leaves(places)))
+    if kinds == {NamedSharding}:
+        init = jax.jit(init, out_shardings=state_shardings(tx, params, places))
+    return TrainState(0, params, init(params))
 
 
 @partial(jax.jit, static_argnames=("task", "tx"), donate_argnames=("params", "opt_state"))

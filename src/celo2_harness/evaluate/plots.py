@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from celo2_harness.evaluate.compare import Row
+from celo2_harness.evaluate.rows import Row
 
 _GRID = {"color": "#dddddd", "linewidth": 0.8}
 # Okabe and Ito's colours: told apart with every kind of colour vision.
@@ -14,7 +14,8 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "os^Dv<>"
 
 
-def _axes(title: str, xlabel: str = "step", ylabel: str = "loss (nats per byte)") -> tuple[Any, Any]:
+def new_axes(title: str, xlabel: str = "step", ylabel: str = "loss (nats per byte)") -> tuple[Any, Any]:
+    """Returns a figure and its axes, in the look of all pictures of this package."""
     # A figure without pyplot needs no display, keeps no global state and is freed with its last reference.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,6 +31,20 @@ def _axes(title: str, xlabel: str = "step", ylabel: str = "loss (nats per byte)"
     return figure, axes
 
 
+def look(index: int) -> tuple[str, str]:
+    """Returns the colour and the marker of the nth line; pairs repeat after 49."""
+    return _COLORS[index % len(_COLORS)], _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)]
+
+
+def add_legend(axes: Any, outside: bool) -> None:
+    """Adds a legend, beside the axes where it would cover lines."""
+    if outside:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+        axes.figure.set_figwidth(10.5)
+    else:
+        axes.legend(frameon=False)
+
+
 def plot_training(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draws the losses of one run.
 
@@ -38,7 +53,7 @@ def plot_training(lines: Sequence[Mapping[str, Any]], path: Path, title: str) ->
         path: Where the PNG goes.
         title: The heading.
     """
-    figure, axes = _axes(title)
+    figure, axes = new_axes(title)
     for kind, label, color, width, marker in (
         ("train", "training batch", "#9db8cc", 1.2, None),
         ("validation", "held-out text", _COLORS[1], 2, "o"),
@@ -53,7 +68,9 @@ def plot_training(lines: Sequence[Mapping[str, Any]], path: Path, title: str) ->
     figure.savefig(path)
 
 
-def plot_comparison(rows: Sequence[Row], path: Path, title: str, baseline: str = "adamw") -> None:
+def plot_comparison(
+    rows: Sequence[Row], path: Path, title: str, baseline: str = "adamw", unit: str = "nats per byte"
+) -> None:
     """Draws the validation curves of several contenders, with the range over seeds as a band.
 
     Args:
@@ -61,14 +78,14 @@ def plot_comparison(rows: Sequence[Row], path: Path, title: str, baseline: str =
         path: Where the PNG goes.
         title: The heading.
         baseline: The contender whose final loss gets a dashed line.
+        unit: Of the loss.
     """
-    figure, axes = _axes(title)
-    axes.set_ylabel("held-out loss (nats per byte)")
+    figure, axes = new_axes(title, ylabel=f"held-out loss ({unit})")
     tops, ends = [], []
     for index, row in enumerate(rows):
         if not row.curve:
             continue
-        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        color, marker = look(index)
         steps, losses = zip(*row.curve, strict=True)
         label = f"{row.name}, learning rate {row.learning_rate:g}"
         if row.status == "diverged":
@@ -88,7 +105,7 @@ def plot_comparison(rows: Sequence[Row], path: Path, title: str, baseline: str =
         margin = 0.05 * (max(tops) - min(ends)) or 0.1
         axes.set_ylim(min(ends) - margin, max(tops) + margin)
     if axes.lines:
-        axes.legend(frameon=False)
+        add_legend(axes, outside=len(axes.lines) > 6)
     figure.savefig(path)
 
 
@@ -102,7 +119,7 @@ def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -
         path: Where the PNG goes.
         title: The heading.
     """
-    figure, axes = _axes(title, "outer iteration", "meta-loss (nats)")
+    figure, axes = new_axes(title, "outer iteration", "meta-loss (nats)")
     iterations = [line["iteration"] for line in lines]
     window = max(1, len(lines) // 20)
     for index, name in enumerate(lines[0]["meta_loss"] if lines else ()):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,32 @@ def write_line(path: Path, record: Mapping[str, Any]) -> None:
     """
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Appends a record to a JSON Lines file that other processes append to as well.
+
+    The line is written under a lock and is on the disk afterwards. A last line that a kill cut short is removed first:
+    the new one would run into it.
+
+    Args:
+        path: The file, created where missing.
+        record: Anything JSON can hold.
+    """
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    with path.open("a+b") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends when the file is closed
+        except ImportError:  # not on Windows
+            pass
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

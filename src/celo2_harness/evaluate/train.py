@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import optax
+from jax.sharding import Mesh
 
 from celo2_harness.evaluate.checkpoints import Checkpoints, refuse_difference
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.loop import Progress, TrainState, fit, init_state
+from celo2_harness.evaluate.placed import PlacedTask
 from celo2_harness.evaluate.plots import plot_training
 from celo2_harness.evaluate.records import (
     finite_or_none,
@@ -110,6 +112,7 @@ def train(
     options: Mapping[str, Any] | None = None,
     title: str = "Training",
     resume: bool = False,
+    mesh: Mesh | None = None,
     learning_rate: Callable[[int], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_start: Callable[[int], None] = lambda step: None,
@@ -130,6 +133,8 @@ def train(
         options: What the caller wants to find again with `saved_options`; written to the header, never compared.
         title: The heading of the picture.
         resume: Continue the run in the folder from its last checkpoint, or from the start where it has none.
+        mesh: Devices to train on; see `PlacedTask`. The numbers differ from those of one device by rounding, and a run
+            may be resumed on another mesh.
         learning_rate: The learning rate as a function of the step, only to be written down.
         should_stop: Asked after every step; once it says yes, a checkpoint is saved and the run returns.
         on_start: Called with the step to start from, after everything was checked and restored.
@@ -141,6 +146,9 @@ def train(
     Raises:
         InputError: if the folder cannot be used, or the run in it cannot be resumed. Nothing in it was changed then.
     """
+    if mesh is not None:
+        task = PlacedTask(task, mesh)
+        task.batch(config.seed, 0)  # refuses a batch that does not divide before anything is written
     settings = {**settings, "run": {k: v for k, v in dataclasses.asdict(config).items() if k != "checkpoint_every"}}
     metrics = folder / METRICS
     if resume:

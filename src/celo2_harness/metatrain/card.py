@@ -3,19 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from celo2_harness._runs import replace_file
-from celo2_harness.rule import Weights, save_weights
+from celo2_harness.metatrain.learned import AnyWeights, save_rule
 
 
-def write_weights(path: Path, weights: Weights) -> None:
+def write_weights(path: Path, weights: AnyWeights) -> None:
     """Writes a weight file that `run_metatrain` has made, and its card beside it, with the ending `.md`."""
-    save_weights(path, weights)
+    save_rule(path, weights)
     replace_file(path.with_suffix(".md"), make_card(path.stem, weights).encode())
 
 
-def make_card(name: str, weights: Weights) -> str:
+def make_card(name: str, weights: AnyWeights) -> str:
     """A card in Markdown.
 
     Args:
@@ -26,7 +27,7 @@ def make_card(name: str, weights: Weights) -> str:
     config: dict[str, Any] = facts["config"]
     rows = {
         "variant": config["variant"],
-        "numbers": str(sum(np.size(x) for x in weights.theta)),
+        "numbers": str(sum(np.size(x) for x in jax.tree.leaves(weights.theta))),
         "data": f"{', '.join(facts['sets'])}; SHA-256 of pixels and labels `{facts['data_sha256']}`",
         **({"text": f"SHA-256 `{facts['text_sha256']}`"} if "text_sha256" in facts else {}),
         "start": _start(facts),

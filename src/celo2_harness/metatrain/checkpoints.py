@@ -21,8 +21,9 @@ import numpy as np
 from celo2_harness._runs import replace_file
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.errors import RunError
+from celo2_harness.metatrain.learned import LEARNED
 from celo2_harness.metatrain.outer import MetaTrainState
-from celo2_harness.rule import RuleConfig, Theta
+from celo2_harness.rule import RuleConfig
 
 KEEP = 2
 """How many checkpoints a run folder keeps."""
@@ -46,7 +47,7 @@ class Portable(NamedTuple):
     config: MetaTrainConfig
     header: dict[str, Any]
     iteration: int
-    theta: Theta
+    theta: Any
     outer: Any
 
 
@@ -119,8 +120,9 @@ def load_portable(path: str | Path) -> Portable:
     """
     content = _unpack(Path(path))
     header, state = json.loads(content["header"]), content["state"]
-    theta = Theta(**state["theta"])
-    return Portable(config_from(header["config"], str(path)), header, int(state["iteration"]), theta, state["outer"])
+    config = config_from(header["config"], str(path))
+    theta = LEARNED[config.variant].theta(state["theta"])
+    return Portable(config, header, int(state["iteration"]), theta, state["outer"])
 
 
 def config_from(record: Mapping[str, Any], where: str) -> MetaTrainConfig:

@@ -15,7 +15,9 @@ class MetaTrainConfig:
     """The recipe of the paper (arXiv 2602.19142, section 4 and appendix); defaults are its values.
 
     Attributes:
-      variant: "ortho" (matrices: learned rule + Newton-Schulz, biases: Adam) or "base" (learned rule everywhere).
+      variant: "ortho" (matrices: learned rule + Newton-Schulz, biases: Adam), "base" (learned rule everywhere), or
+        "velo_s" (another rule, a VeLO of `baselines.VELO_S`, everywhere: `rule`, `hidden`, `adam_factor` and the inner
+        step sizes and schedules are not its own).
       rule: features, decays and normalisation of the rule.
       hidden: units of each hidden layer of the rule's network.
       widths: layer widths of the inner network; or several such tuples, over which the tasks of each set are spread (as
@@ -50,7 +52,7 @@ class MetaTrainConfig:
       seed: of everything random.
     """
 
-    variant: Literal["ortho", "base"] = "ortho"
+    variant: Literal["ortho", "base", "velo_s"] = "ortho"
     rule: RuleConfig = RuleConfig()
     hidden: int = 8
     widths: tuple[int, ...] | tuple[tuple[int, ...], ...] = (64, 32, 10)
@@ -88,7 +90,7 @@ class MetaTrainConfig:
 
     def __post_init__(self) -> None:
         choices = {
-            "variant": ("ortho", "base"),
+            "variant": ("ortho", "base", "velo_s"),
             "estimator": ESTIMATORS,
             "meta_loss": ("mean", "last"),
             "inner_schedule": INNER_SCHEDULES,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from celo2_harness._runs import first_difference, replace_file
 from celo2_harness.metatrain.card import write_weights
 from celo2_harness.metatrain.errors import RunError
-from celo2_harness.rule import Weights, load_weights, save_weights
+from celo2_harness.metatrain.learned import AnyWeights, load_rule, save_rule
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 SNAPSHOT_FOLDER = "snapshots"
@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
 
     every: int
     settings: Mapping[str, Any]
-    score: Callable[[Weights], float | None]
+    score: Callable[[Any], float | None]
 
 
 def read_evaluations(out: Path) -> list[dict[str, Any]]:
@@ -74,12 +74,12 @@ class Judge:
             return False
         return iteration % self._evaluation.every == 0 or iteration == self._last
 
-    def evaluate(self, iteration: int, weights: Weights) -> dict[str, Any] | None:
+    def evaluate(self, iteration: int, weights: AnyWeights) -> dict[str, Any] | None:
         """Saves a snapshot and its score. Returns the record, or None if the evaluation was stopped."""
         assert self._evaluation is not None
         name = f"{SNAPSHOT_FOLDER}/{iteration:08}.celo2"
         (self._out / SNAPSHOT_FOLDER).mkdir(exist_ok=True)
-        save_weights(self._out / name, weights)
+        save_rule(self._out / name, weights)
         score = self._evaluation.score(weights)
         if score is None:
             return None
@@ -96,7 +96,7 @@ class Judge:
         return record
 
 
-def select_weights(run: str | Path, out: str | Path | None = None) -> Weights:
+def select_weights(run: str | Path, out: str | Path | None = None) -> AnyWeights:
     """Takes the theta with the lowest score of a run as its weights.
 
     Args:
@@ -121,7 +121,7 @@ def select_weights(run: str | Path, out: str | Path | None = None) -> Weights:
             f" celo2 metatrain --eval-every writes them to {EVALUATIONS_FILE}."
         )
     best = min(scored, key=lambda record: record["score"])
-    weights = load_weights(run / best["snapshot"])
+    weights = load_rule(run / best["snapshot"])
     selected = {"score": best["score"], "of": len(records), "evaluation": best["evaluation"]}
     weights = dataclasses.replace(weights, provenance={**weights.provenance, "selected": selected})
     write_weights(run / "weights.celo2" if out is None else Path(out), weights)

@@ -14,19 +14,20 @@ from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.inner_schedules import INNER_SCHEDULES
 from celo2_harness.metatrain.problem import Clock, TaskGroup
 from celo2_harness.metatrain.update import Views, apply_update, init_update
-from celo2_harness.rule import MatrixView, Theta, default_view
+from celo2_harness.metatrain.velo import apply_velo, init_velo
+from celo2_harness.rule import MatrixView, default_view
 from celo2_harness.tasks.image_mlp import init_mlp, mlp_loss
 from celo2_harness.tasks.images import CLASSES, ImageSets
 
 
 class Unroll(NamedTuple):
-    """One inner training run: parameters (divided by alpha), optimizer state per leaf, and its task's constants.
+    """One inner training run: parameters (divided by alpha), optimizer state, and its task's constants.
 
     `batch_part` is the part of a full batch that counts, None for all of it.
     """
 
     params: Any
-    state: tuple[Any, ...]
+    state: Any
     alphas: list[Float[Array, "..."]]
     learning_rate: Float[Array, ""]
     batch_part: Float[Array, ""] | None
@@ -66,7 +67,7 @@ def new_unroll(config: MetaTrainConfig, views: Views, init: Callable[[Array], An
         batch_part = jnp.exp(jax.random.uniform(jax.random.fold_in(key, 3), (), minval=smallest, maxval=0.0))
     return Unroll(
         params=treedef.unflatten(leaves),
-        state=init_update(config.rule, views, leaves),
+        state=init_velo(views) if config.variant == "velo_s" else init_update(config.rule, views, leaves),
         alphas=[jnp.exp(x) for x in logarithms],
         learning_rate=jnp.exp(jax.random.uniform(rate_key, (), minval=low, maxval=high)),
         batch_part=batch_part,
@@ -88,7 +89,7 @@ def batch_weights(part: Float[Array, ""] | None, batch: int) -> Float[Array, " b
 def training_step(
     config: MetaTrainConfig,
     views: Views,
-    theta: Theta,
+    theta: Any,
     state: Unroll,
     clock: Clock,
     loss_fn: Callable[[Any], Float[Array, ""]],
@@ -112,6 +113,9 @@ def training_step(
         return loss_fn(treedef.unflatten([leaf * alpha for leaf, alpha in zip(leaves, state.alphas, strict=True)]))
 
     loss, gradients = jax.value_and_grad(scaled_loss)(leaves)
+    if config.variant == "velo_s":
+        leaves, memory = apply_velo(theta, views, leaves, gradients, state.state, loss, clock.length)
+        return state._replace(params=treedef.unflatten(leaves), state=memory), loss
     factor = INNER_SCHEDULES[config.inner_schedule](clock.step, clock.length, config.inner_warmup)
     leaves, update_state = apply_update(
         rule=config.rule,
@@ -154,7 +158,7 @@ class ImageProblem:
         return data.starts[which] + jax.random.randint(key, (self.config.batch,), 0, data.sizes[which])
 
     def step(
-        self, theta: Theta, state: Unroll, clock: Clock, data: ImageSets, batch: Int[Array, " batch"]
+        self, theta: Any, state: Unroll, clock: Clock, data: ImageSets, batch: Int[Array, " batch"]
     ) -> tuple[Unroll, Float[Array, ""]]:
         """One training step.
 
@@ -167,7 +171,7 @@ class ImageProblem:
         return training_step(self.config, self._views(), theta, state, clock, loss_fn)
 
     def _views(self) -> list[MatrixView | None]:
-        bias = default_view if self.config.variant == "base" else lambda shape: None
+        bias = (lambda shape: None) if self.config.variant == "ortho" else default_view
         layers = zip(self.widths[:-1], self.widths[1:], strict=True)
         return [view for i, o in layers for view in (kernel_view((o, i)), bias((o,)))]
 

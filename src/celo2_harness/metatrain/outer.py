@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.estimators import Numbers
 from celo2_harness.metatrain.groups import image_sets_of, run_groups
+from celo2_harness.metatrain.learned import LEARNED
 from celo2_harness.metatrain.outer_optimizers import OUTER_OPTIMIZERS, OUTER_SCHEDULES
 from celo2_harness.metatrain.problem import TaskGroup
 from celo2_harness.metatrain.tasks import TasksMetrics, init_tasks, replicated, task_sharding, tasks_gradient
-from celo2_harness.rule import Theta, channel_counts
 
 
 class MetaTrainState(NamedTuple):
@@ -34,21 +34,6 @@ class MetaTrainMetrics(NamedTuple):
     tasks: TasksMetrics
     gradient_norm: Float[Array, ""]
     theta_norm: Float[Array, ""]
-
-
-def init_theta(config: MetaTrainConfig, key: Array) -> Theta:
-    """Kernels from a normal cut off at 2 sigma, sigma = 1 / sqrt(fan in); zero biases; three outputs."""
-    channels, hidden, outputs = sum(channel_counts(config.rule)), config.hidden, 3
-    keys = jax.random.split(key, 3)
-    kernel = lambda k, i, o: jax.random.truncated_normal(k, -2.0, 2.0, (i, o)) / jnp.sqrt(i)
-    return Theta(
-        w0=kernel(keys[0], channels, hidden),
-        b0=jnp.zeros(hidden),
-        w1=kernel(keys[1], hidden, hidden),
-        b1=jnp.zeros(hidden),
-        w2=kernel(keys[2], hidden, outputs),
-        b2=jnp.zeros(outputs),
-    )
 
 
 def outer_optimizer(config: MetaTrainConfig) -> optax.GradientTransformation:
@@ -89,7 +74,7 @@ def _init(
     theta: Numbers | None,
 ) -> MetaTrainState:
     theta_key, tasks_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    start: Any = init_theta(config, theta_key) if theta is None else theta
+    start: Any = LEARNED[config.variant].init(config, theta_key) if theta is None else theta
     return MetaTrainState(
         iteration=jnp.zeros([], jnp.int32),
         theta=start,

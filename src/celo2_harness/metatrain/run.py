@@ -10,11 +10,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.serialization
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from celo2_harness._runs import first_difference, lock_folder, provenance, replace_file
+from celo2_harness.baselines import VeloWeights
 from celo2_harness.metatrain.card import write_weights
 from celo2_harness.metatrain.checkpoints import (
     CHECKPOINT_FOLDER,
@@ -29,6 +31,7 @@ from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.errors import RunError
 from celo2_harness.metatrain.evaluations import Evaluation, Judge
 from celo2_harness.metatrain.groups import TEXT_SET, InnerData, run_groups
+from celo2_harness.metatrain.learned import LEARNED, AnyWeights
 from celo2_harness.metatrain.outer import (
     MetaTrainMetrics,
     MetaTrainState,
@@ -40,7 +43,6 @@ from celo2_harness.metatrain.outer import (
 from celo2_harness.metatrain.processes import agreed, gathered, is_first
 from celo2_harness.metatrain.tasks import fitting_mesh
 from celo2_harness.metatrain.text import TEXT_MODEL, text_classes
-from celo2_harness.rule import Theta, Weights, load_weights
 from celo2_harness.tasks.images import ImageSets, load_image_sets
 from celo2_harness.tasks.text import default_text, read_text
 
@@ -101,7 +103,7 @@ def run_metatrain(
     on_evaluation: Callable[[dict[str, Any]], None] = lambda record: None,
     warn: Callable[[str], None] = lambda message: warnings.warn(message, stacklevel=3),
     stop: Callable[[], bool] = lambda: False,
-) -> Weights | None:
+) -> AnyWeights | None:
     """Meta-trains a rule and writes it to a folder, in which only one run at a time may work.
 
     With a mesh over several processes, all call this with the same arguments; the first one alone touches the folder,
@@ -184,7 +186,7 @@ def run_metatrain(
             run = _Run(config, out, header, shown, json.loads(lines[-1]))
             run.record(state)
             if done == config.iterations and agreed((out / WEIGHTS_FILE).exists()):
-                return load_weights(out / WEIGHTS_FILE) if first else run.weights(state)
+                return LEARNED[config.variant].load(config, out / WEIGHTS_FILE) if first else run.weights(state)
             judge = Judge(out, evaluation if first else None, config.iterations)
             if first:
                 on_start(done)
@@ -302,14 +304,14 @@ class _Run:
             file.write(json.dumps(self._line) + "\n")
         return self._line
 
-    def weights(self, state: MetaTrainState) -> Weights:
+    def weights(self, state: MetaTrainState) -> AnyWeights:
         """Theta and where it comes from."""
         facts = self._header | {
             "iterations": int(state.iteration),
             "seconds": time.monotonic() - self._started,
             "final_meta_loss": self._line.get("meta_loss"),
         }
-        return Weights(Theta(*map(np.asarray, state.theta)), self._config.rule, facts | provenance())
+        return LEARNED[self._config.variant].weights(self._config, state.theta, facts | provenance())
 
     def evaluate(self, judge: Judge, state: MetaTrainState, on_evaluation: Callable[[dict[str, Any]], None]) -> bool:
         """Evaluates the theta of now; False if that was stopped."""
@@ -368,6 +370,8 @@ def _first_state(
         raise RunError(
             f"{continue_from}: {saved.iteration} iterations are done, iterations = {config.iterations}; ask for more."
         )
+    if LEARNED[saved.config.variant] is not LEARNED[config.variant]:
+        raise RunError(f"{continue_from}: its variant is {saved.config.variant}, asked for {config.variant}.")
     if saved.config.rule != config.rule:
         raise RunError(f"{continue_from}: its rule is {saved.config.rule}, asked for {config.rule}.")
     if any(saved.header.get(name) != header.get(name) for name in ("data_sha256", "text_sha256")):
@@ -376,18 +380,18 @@ def _first_state(
     state = init_metatrain(dataclasses.replace(config, seed=(config.seed + saved.iteration) % 2**31), sets)
     return state._replace(
         iteration=fit_to(state.iteration, np.asarray(saved.iteration, np.int32), str(continue_from)),
-        theta=fit_to(state.theta, saved.theta._asdict(), str(continue_from)),
+        theta=fit_to(state.theta, flax.serialization.to_state_dict(saved.theta), str(continue_from)),
         outer=fit_to(state.outer, saved.outer, str(continue_from)),
     )
 
 
-def _start(config: MetaTrainConfig, source: str, like: Theta) -> Theta:
-    weights = load_weights(source, expect=config.rule)
-    if [np.shape(x) for x in weights.theta] != [x.shape for x in like]:
+def _start(config: MetaTrainConfig, source: str, like: Any) -> Any:
+    weights = LEARNED[config.variant].load(config, source)
+    if not isinstance(weights, VeloWeights) and [np.shape(x) for x in weights.theta] != [x.shape for x in like]:
         raise RunError(
             f"start_from = {source!r}: {np.shape(weights.theta.b0)[0]} hidden units, the run has {config.hidden}."
         )
-    return Theta(*(jax.numpy.asarray(x) for x in weights.theta))
+    return jax.tree.map(jax.numpy.asarray, weights.theta)
 
 
 def _resume(

@@ -7,6 +7,8 @@ from celo2_harness.rule.config import CELO2_CONFIG as CELO2_CONFIG
 from celo2_harness.rule.config import Normalization as Normalization
 from celo2_harness.rule.config import RuleConfig as RuleConfig
 from celo2_harness.rule.config import Theta as Theta
+from celo2_harness.rule.direction import KERNELS as KERNELS
+from celo2_harness.rule.direction import LeafResult as LeafResult
 from celo2_harness.rule.direction import leaf_direction as leaf_direction
 from celo2_harness.rule.direction import resolve_kernel as resolve_kernel
 from celo2_harness.rule.features import FEATURES as FEATURES

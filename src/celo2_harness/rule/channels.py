@@ -4,7 +4,7 @@ A channel that depends on the row or the column alone stays thin: what the netwo
 or column. All mean squares of the others come from one reduction with many outputs, in a single pass over the leaf.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from celo2_harness.rule.features import (
     FEATURES,
     Channel,
     Factor,
+    Feature,
     InverseRoot,
     LeafStatistics,
     channel_counts,
@@ -35,7 +36,9 @@ class ChannelGroup(NamedTuple):
     channels: list[Channel]
 
 
-def channel_groups(config: RuleConfig, view: MatrixView, statistics: LeafStatistics) -> list[ChannelGroup]:
+def channel_groups(
+    config: RuleConfig, view: MatrixView, statistics: LeafStatistics, features: Mapping[str, Feature] = FEATURES
+) -> list[ChannelGroup]:
     """The channels of a leaf, those at full size first.
 
     Shapes are joined with that of the scales (one number per matrix), so that a channel without the batch axes, times
@@ -45,8 +48,8 @@ def channel_groups(config: RuleConfig, view: MatrixView, statistics: LeafStatist
     found: dict[tuple[int, ...], ChannelGroup] = {view.viewed: ChannelGroup(view.viewed, [], [])}
     row = 0
     for name, count in zip(config.features, channel_counts(config), strict=True):
-        if view.is_matrix or FEATURES[name].for_vectors:
-            for offset, factors in enumerate(FEATURES[name].compute(statistics)):
+        if view.is_matrix or features[name].for_vectors:
+            for offset, factors in enumerate(features[name].compute(statistics)):
                 shape = jnp.broadcast_shapes(per_matrix, *(_shape(factor) for factor in factors))
                 group = found.setdefault(shape, ChannelGroup(shape, [], []))
                 group.rows.append(row + offset)
@@ -55,8 +58,10 @@ def channel_groups(config: RuleConfig, view: MatrixView, statistics: LeafStatist
     return [group for group in found.values() if group.rows]
 
 
-def input_scales(view: MatrixView, groups: Sequence[ChannelGroup]) -> list[Float[Array, "..."]]:
-    """1 / sqrt(mean(x^2) + 1e-9) of every channel x, one number per matrix.
+def input_scales(
+    view: MatrixView, groups: Sequence[ChannelGroup], floor: float = NORMALIZATION_FLOOR, column_parts: int = 1
+) -> list[Float[Array, "..."]]:
+    """1 / sqrt(mean(x^2) + floor) of every channel x, one number per matrix.
 
     Factors that are constant along a row leave its sum: sum_ij (r_i y_ij)^2 = sum_i r_i^2 sum_j y_ij^2. What is left
     inside is summed for all channels in one reduction, which reads every plane once.
@@ -64,6 +69,8 @@ def input_scales(view: MatrixView, groups: Sequence[ChannelGroup]) -> list[Float
     Args:
       view: the leaf's view.
       groups: what `channel_groups` gives.
+      floor: added to the mean squares.
+      column_parts: equal parts of the last axis that are summed each by itself at first (see `leaf_direction`).
 
     Returns:
       Per group an array whose first axis is the channel, then the batch axes, then ones.
@@ -72,23 +79,32 @@ def input_scales(view: MatrixView, groups: Sequence[ChannelGroup]) -> list[Float
     for group in groups:
         squares = [list(map(square, factors)) for factors in group.channels]
         if group.shape == view.viewed:
-            means = jnp.stack(_row_sums(view, squares)) / view.viewed[-1]
+            means = jnp.stack(_row_sums(view, squares, column_parts)) / (view.viewed[-1] // column_parts)
         else:
             means = jnp.stack([jnp.broadcast_to(product(factors), group.shape) for factors in squares])
         means = jnp.mean(means, axis=view.axes, keepdims=True)
-        scales.append(jax.lax.rsqrt(means + NORMALIZATION_FLOOR))
+        scales.append(jax.lax.rsqrt(means + floor))
     return scales
 
 
-def _row_sums(view: MatrixView, squares: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
-    """The sum along the last axis of every product of squares; that axis keeps length one."""
+def row_sums(planes: Sequence[Float[Array, "*shape"]]) -> Sequence[Float[Array, "..."]]:
+    """The sums of float32 arrays of one shape along their last axis, in one pass over all of them."""
+    zeros = (jnp.zeros([], jnp.float32),) * len(planes)
+    return jax.lax.reduce(tuple(planes), zeros, lambda x, y: tuple(map(jnp.add, x, y)), (planes[0].ndim - 1,))
+
+
+def _row_sums(view: MatrixView, squares: Sequence[Sequence[jax.Array]], parts: int) -> list[jax.Array]:
+    """The sum along the last axis of every product of squares; of that axis remain the sums of its parts."""
     columns = view.viewed[-1]
     inside = [product([x for x in factors if x.shape[-1] == columns]) for factors in squares]
-    inside = tuple(jnp.broadcast_to(x, view.viewed) for x in inside)
-    zeros = (jnp.zeros([], jnp.float32),) * len(inside)
-    sums = jax.lax.reduce(inside, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (len(view.viewed) - 1,))
+    inside = [jnp.broadcast_to(x, view.viewed) for x in inside]
+    if parts > 1:
+        inside = [x.reshape(*view.viewed[:-1], parts, columns // parts) for x in inside]
+    sums = row_sums(inside)
+    if parts == 1:
+        sums = [row[..., None] for row in sums]
     outside = [[x for x in factors if x.shape[-1] != columns] for factors in squares]
-    return [product([row[..., None], *factors]) for row, factors in zip(sums, outside, strict=True)]
+    return [product([row, *factors]) for row, factors in zip(sums, outside, strict=True)]
 
 
 def _shape(factor: Factor) -> tuple[int, ...]:

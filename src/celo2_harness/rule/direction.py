@@ -54,6 +54,7 @@ def leaf_direction(
     moments: Moments,
     kernel: str = "xla",
     after: Float[Array, ""] | float = 0.0,
+    column_parts: int = 1,
 ) -> LeafResult:
     """Updates the accumulators with the gradient, then evaluates the network on them.
 
@@ -72,6 +73,8 @@ def leaf_direction(
       moments: accumulators before this step.
       kernel: how the network is evaluated, out of `KERNELS`.
       after: `done` of the leaf that goes before this one.
+      column_parts: devices that the last axis of the view is split over. XLA communicates once per output of a
+        reduction with many outputs, if it runs along a split axis; so the devices' parts are summed first.
 
     Returns:
       A `LeafResult`; its accumulators have the dtypes of `moments`.
@@ -83,7 +86,7 @@ def leaf_direction(
 
     def direction(gradient: jax.Array, parameter: jax.Array, new: Moments) -> tuple[jax.Array, jax.Array]:
         groups = channel_groups(config, view, leaf_statistics(view, gradient, parameter, new))
-        scales = input_scales(view, groups)
+        scales = input_scales(view, groups, column_parts=column_parts)
         raw = KERNELS[kernel](view, theta, first_layer(theta, view, groups, scales), groups[0])
         return raw if seen.size == 1 else jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
 

@@ -54,8 +54,8 @@ def product(factors: Sequence[Factor]) -> Float[Array, "..."]:
 class LeafStatistics(NamedTuple):
     """What features may read: one leaf in its view, float32, accumulators after this step's gradient.
 
-    `row` and `col` keep the lost axis with length one. `factored_inverse_rms` holds per decay the factors (R_k, C_k) of
-    matrices, (1 / sqrt(diag_k + 1e-9),) of vectors.
+    `row` and `col` keep the lost axis with length one; of vectors both are the diagonal. `factored_inverse_rms` holds
+    per decay the factors (R_k, C_k) of matrices, (1 / sqrt(diag_k + 1e-9),) of vectors.
     """
 
     gradient: Float[Array, "..."]
@@ -127,12 +127,17 @@ def channel_counts(config: RuleConfig) -> tuple[int, ...]:
 
 
 def leaf_statistics(
-    view: MatrixView, gradient: Float[Array, "*leaf"], parameter: Float[Array, "*leaf"], moments: Moments
+    view: MatrixView,
+    gradient: Float[Array, "*leaf"],
+    parameter: Float[Array, "*leaf"],
+    moments: Moments,
+    rms_floor: float = RMS_FLOOR,
 ) -> LeafStatistics:
-    """Gathers what features read, with factored inverse roots computed at thin size."""
+    """Gathers what features read, with factored inverse roots computed at thin size.
+
+    `rms_floor` is what the root of the second moment gets under it; the other arguments are one leaf's.
+    """
     nu = view.apply(moments.nu)
-    row: Planes = ()
-    col: Planes = ()
     if view.factored is not None:
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
@@ -145,13 +150,14 @@ def leaf_statistics(
         )
     else:
         assert moments.diag is not None
-        factored = tuple((InverseRoot(view.apply(d), ROOT_FLOOR),) for d in moments.diag)
+        row = col = tuple(map(view.apply, moments.diag))
+        factored = tuple((InverseRoot(d, ROOT_FLOOR),) for d in row)
     return LeafStatistics(
         gradient=view.apply(gradient),
         parameter=view.apply(parameter.astype(jnp.float32)),
         momentum=tuple(view.apply(m) for m in moments.mu),
         second_moment=nu,
-        inverse_rms=InverseRoot(nu, RMS_FLOOR),
+        inverse_rms=InverseRoot(nu, rms_floor),
         row=row,
         col=col,
         factored_inverse_rms=factored,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from celo2_harness.rule.channels import ChannelGroup
 from celo2_harness.rule.config import Theta
-from celo2_harness.rule.network import FirstLayer, first_units, upper_layers
+from celo2_harness.rule.network import FirstLayer, Head, first_output, first_units, upper_layers
 from celo2_harness.rule.view import MatrixView
 
 TILE = (8, 128)  # at most; one tile is what a Triton program holds in registers
@@ -24,7 +24,13 @@ Lengths = tuple[int | None, ...]
 
 
 def network_in_tiles(
-    view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGroup, *, interpret: bool | None = None
+    view: MatrixView,
+    theta: Theta,
+    layer: FirstLayer,
+    group: ChannelGroup,
+    head: Head = first_output,
+    *,
+    interpret: bool | None = None,
 ) -> Float[Array, "..."]:
     """What `network.network` computes, as one kernel (Triton on GPUs).
 
@@ -33,6 +39,7 @@ def network_in_tiles(
       theta: the network's numbers, of which `w0` and `b0` are in `layer` already.
       layer: what `first_layer` gives.
       group: the channels of full size.
+      head: the last layer.
       interpret: run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
 
     Returns:
@@ -57,7 +64,7 @@ def network_in_tiles(
         output = refs[-1]
         channels = structure.unflatten([tiles.get(id(x), x) for x in factors])
         units = [first_units(layer, channels, j) for j in range(theta.b1.shape[0])]
-        output[...] = jnp.broadcast_to(upper_layers(theta, units), output.shape)
+        output[...] = jnp.broadcast_to(upper_layers(theta, units, head), output.shape)
 
     inputs = [*broadcast, *planes.values()]
     return pl.pallas_call(

@@ -5,7 +5,7 @@ layer's weights. And the layers are so small (eight units) that written out as s
 arithmetic, which XLA fuses into one loop over the parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from celo2_harness.rule.channels import ChannelGroup
 from celo2_harness.rule.config import Theta
 from celo2_harness.rule.features import Channel, InverseRoot, product, value
 from celo2_harness.rule.view import MatrixView
+
+# From theta and the units of the second layer to what the network gives.
+Head = Callable[[Theta, Sequence[Array]], Array]
 
 
 class FirstLayer(NamedTuple):
@@ -55,8 +58,23 @@ def first_layer(
     return FirstLayer(weights[0], tuple(offsets))
 
 
-def network(view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGroup) -> Float[Array, "..."]:
-    """Output 0 of the network: the direction.
+def affine(weights: Any, bias: Any, inputs: Sequence[Array], unit: int) -> Array:
+    """One unit of a layer, as a sum of products."""
+    total = bias[unit]
+    for i, x in enumerate(inputs):
+        total = total + x * weights[i, unit]
+    return total
+
+
+def first_output(theta: Theta, units: Sequence[Array]) -> Array:
+    """Output 0: of the three the direction; the others are kept in the file for compatibility."""
+    return affine(theta.w2, theta.b2, units, 0)
+
+
+def network(
+    view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGroup, head: Head = first_output
+) -> Float[Array, "..."]:
+    """The network: the direction.
 
     h1 = relu(x W0 + b0),  h2 = relu(h1 W1 + b1),  d = h2 w2 + b2, with x the normalised channels.
 
@@ -65,6 +83,7 @@ def network(view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGro
       theta: the network's numbers, of which `w0` and `b0` are in `layer` already.
       layer: what `first_layer` gives.
       group: the channels of full size.
+      head: the last layer.
 
     Returns:
       float32 array of the viewed shape.
@@ -76,7 +95,7 @@ def network(view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGro
     # every unit once per parameter, inside the one loop.
     parts = first_units(layer, group.channels, ...)
     units = [[(root, part[j]) for root, part in parts] for j in range(layer.weights.shape[1])]
-    return jnp.broadcast_to(upper_layers(theta, units), view.viewed)
+    return jnp.broadcast_to(upper_layers(theta, units, head), view.viewed)
 
 
 # An inverse root (None: none) and what it multiplies.
@@ -100,24 +119,16 @@ def first_units(layer: FirstLayer, channels: Sequence[Channel], unit: Any) -> li
         weight = product([layer.weights[i, unit], *(x for x in rest if x.shape[-1] == 1)])
         rest = [x for x in rest if x.shape[-1] != 1]
         term = product(rest) * weight if rest else weight
-        key = None if root is None else id(root.of)
+        key = None if root is None else (id(root.of), root.floor)
         parts[key] = (root, parts[key][1] + term if key in parts else term)
     return list(parts.values())
 
 
-def upper_layers(theta: Theta, units: Sequence[Sequence[Part]]) -> Array:
+def upper_layers(theta: Theta, units: Sequence[Sequence[Part]], head: Head = first_output) -> Array:
     """The direction from the first layer's pre-activations; theta may hold references to memory."""
     first = [_relu(sum(part if root is None else value(root) * part for root, part in parts)) for parts in units]
-    second = [_relu(_affine(theta.w1, theta.b1, first, j)) for j in range(theta.b1.shape[0])]
-    # Of the three outputs only the first is the direction; the others are kept in the file for compatibility.
-    return _affine(theta.w2, theta.b2, second, 0)
-
-
-def _affine(weights: Any, bias: Any, inputs: Sequence[Array], unit: int) -> Array:
-    total = bias[unit]
-    for i, x in enumerate(inputs):
-        total = total + x * weights[i, unit]
-    return total
+    second = [_relu(affine(theta.w1, theta.b1, first, j)) for j in range(theta.b1.shape[0])]
+    return head(theta, second)
 
 
 def _relu(x: Any) -> Array:

@@ -21,12 +21,14 @@ class MatrixView(NamedTuple):
       viewed: shape after transpose and reshape.
       factored: (d1, d0), the axes of the viewed array that carry factored second moments, d0 the larger one;
         None for vectors, which keep a full (diagonal) second moment.
+      whole: normalise over all axes together, instead of matrix by matrix.
     """
 
     shape: tuple[int, ...]
     permutation: tuple[int, ...]
     viewed: tuple[int, ...]
     factored: tuple[int, int] | None
+    whole: bool = False
 
     @property
     def is_matrix(self) -> bool:
@@ -34,7 +36,9 @@ class MatrixView(NamedTuple):
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The axes of one matrix (or vector) in the viewed array."""
+        """The axes of the viewed array that are normalised together: of one matrix (or vector), or all."""
+        if self.whole:
+            return tuple(range(-len(self.viewed), 0))
         return (-2, -1) if self.is_matrix else (-1,)
 
     @property

@@ -84,6 +84,8 @@ def load_weights(source: str | os.PathLike[str] | Weights, *, expect: RuleConfig
     """
     if isinstance(source, Weights):
         weights, name = source, "the given weights"
+    elif not isinstance(source, (str, os.PathLike)):
+        raise WeightsError(f"weights = {source!r}: expected Weights, a name or a path.")
     else:
         name = os.fspath(source)
         weights = _find(name)
@@ -138,10 +140,15 @@ def save_weights(
             "provenance": json.dumps(dict(weights.provenance)),
             "theta": theta,
         }
+    write_content(path, content)
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes nested dicts of arrays as msgpack; a kill leaves the old file or the new one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_msgpack().msgpack_serialize(content))
+            file.write(_msgpack().msgpack_serialize(dict(content)))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -178,12 +185,21 @@ def _load_plugin(value: Any) -> Weights:
 
 
 def _read(source: str) -> bytes:
-    if source.startswith("hf://"):
-        path = _fetch(source)
-    elif source in bundled_weights():
+    if source in bundled_weights():
         return (resources.files("celo2_harness.weights") / f"{source}.celo2").read_bytes()
-    else:
-        path = Path(source)
+    # Packages are only looked at for an error.
+    names = bundled_weights() if os.path.exists(source) else (*bundled_weights(), *plugins.plugin_names("weights"))
+    return read_file(source, HUB_FILE, f"one of the bundled names {', '.join(names)}, ")
+
+
+def read_file(source: str, hub_file: str, hint: str = "") -> bytes:
+    """The bytes of a path or of hf://owner/repo; `hint` is what else an error suggests to give.
+
+    Raises:
+      WeightsError: it cannot be read, or is far too large.
+      ImportError: hf:// without huggingface-hub.
+    """
+    path = _fetch(source, hub_file) if source.startswith("hf://") else Path(source)
     try:
         if path.stat().st_size > _MAXIMUM_BYTES:
             raise WeightsError(f"{source}: {path.stat().st_size} bytes is far too large for a weight file of a rule.")
@@ -192,12 +208,11 @@ def _read(source: str) -> bytes:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"{source}: cannot be read ({getattr(error, 'strerror', error)}). Give one of the bundled names"
-            f" {', '.join((*bundled_weights(), *plugins.plugin_names('weights')))}, a path, or hf://owner/repo."
+            f"{source}: cannot be read ({getattr(error, 'strerror', error)}). Give {hint}a path, or hf://owner/repo."
         ) from None
 
 
-def _fetch(source: str) -> Path:
+def _fetch(source: str, hub_file: str) -> Path:
     parts = source.removeprefix("hf://").split("/")
     if len(parts) < 2 or not all(parts):
         raise WeightsError(f"{source}: expected hf://owner/repo or hf://owner/repo/file.")
@@ -205,7 +220,7 @@ def _fetch(source: str) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise ImportError(f"{source} needs huggingface-hub: pip install 'celo2-harness[hub]'") from None
-    file = "/".join(parts[2:]) or HUB_FILE
+    file = "/".join(parts[2:]) or hub_file
     try:
         return Path(hf_hub_download(repo_id="/".join(parts[:2]), filename=file))
     except Exception as error:  # the hub library raises many kinds; all mean "not fetched"
@@ -214,13 +229,22 @@ def _fetch(source: str) -> Path:
         ) from error
 
 
-def _parse(data: bytes, name: str) -> Weights:
+def restore_content(data: bytes, name: str) -> Any:
+    """Nested dicts of arrays from msgpack.
+
+    Raises:
+      WeightsError: the bytes are something else.
+    """
     try:
-        content = _msgpack().msgpack_restore(data)
+        return _msgpack().msgpack_restore(data)
     except Exception as error:  # msgpack, struct and numpy errors alike: the bytes are not a weight file
         raise WeightsError(
             f"{name}: not a weight file, or truncated ({len(data)} bytes; {type(error).__name__}: {error})."
         ) from None
+
+
+def _parse(data: bytes, name: str) -> Weights:
+    content = restore_content(data, name)
     # Values may be arrays, which compare elementwise.
     if isinstance(content, Mapping) and isinstance(content.get("format"), str) and content["format"] == FORMAT:
         config, provenance = _header(content, name)
@@ -233,7 +257,7 @@ def _parse(data: bytes, name: str) -> Weights:
         raise WeightsError(
             f"{name}: not a weight file of a learned rule: expected the key 'format' = {FORMAT!r} or 'ff_mod_stack'."
         )
-    arrays = _named_arrays(theta, Theta._fields, name)
+    arrays = named_arrays(theta, Theta._fields, name)
     weights = Weights(Theta(**arrays), config, provenance)
     _check(weights, name)
     return weights
@@ -258,7 +282,7 @@ def _header(content: Mapping[str, Any], name: str) -> tuple[RuleConfig, Mapping[
         raise WeightsError(f"{name}: the header cannot be read ({type(error).__name__}: {error}).") from None
 
 
-def _named_arrays(tree: Any, names: tuple[str, ...], name: str) -> dict[str, np.ndarray]:
+def named_arrays(tree: Any, names: tuple[str, ...], name: str) -> dict[str, np.ndarray]:
     """The arrays of a mapping, refusing missing and extra keys and anything that is not a float array."""
     if not isinstance(tree, Mapping):
         raise WeightsError(f"{name}: expected a mapping of arrays with the keys {', '.join(names)}.")
@@ -276,7 +300,7 @@ def _join_blocks(stack: Any, name: str) -> dict[str, np.ndarray]:
     """The published layout keeps the first layer as one block per feature group."""
     counts = channel_counts(CELO2_CONFIG)
     blocks = tuple(f"w0__{i}" for i in range(len(counts)))
-    arrays = _named_arrays(stack, blocks + Theta._fields[1:], name)
+    arrays = named_arrays(stack, blocks + Theta._fields[1:], name)
     hidden = arrays["b0"].shape
     for block, count in zip(blocks, counts, strict=True):
         if arrays[block].shape != (count, *hidden):

@@ -17,3 +17,14 @@ from celo2_harness.tasks.text import read_text as read_text
 from celo2_harness.tasks.text import sample_windows as sample_windows
 from celo2_harness.tasks.text import split_text as split_text
 from celo2_harness.tasks.text import spread_windows as spread_windows
+from celo2_harness.tasks.token_language_model import TOKEN_MODELS as TOKEN_MODELS
+from celo2_harness.tasks.token_language_model import TokenLanguageModel as TokenLanguageModel
+from celo2_harness.tasks.token_language_model import make_token_language_model as make_token_language_model
+from celo2_harness.tasks.tokenizing import write_tokens as write_tokens
+from celo2_harness.tasks.tokens import TokenShards as TokenShards
+from celo2_harness.tasks.tokens import open_tokens as open_tokens
+from celo2_harness.tasks.vision import FORMATS as FORMATS
+from celo2_harness.tasks.vision import ImageFormat as ImageFormat
+from celo2_harness.tasks.vision import ImageTask as ImageTask
+from celo2_harness.tasks.vision import load_images as load_images
+from celo2_harness.tasks.vision import make_image_task as make_image_task

@@ -36,11 +36,16 @@ def find(source: str) -> Mapping[str, Reader]:
         match = _IMAGES.fullmatch(path.name)
         name = match["name"] if match else path.name.split(".")[0]
         return {name or path.absolute().parent.name: partial(_read, {"train": path})}
+    return {name: partial(_read, files) for name, files in sorted(_find_files(path).items())}
+
+
+def _find_files(folder: Path) -> dict[str, dict[str, Path]]:
+    """The image files by set and part, of every set that has a training part."""
     found: dict[str, dict[str, Path]] = {}
-    for file, match in _image_files(path):
+    for file, match in _image_files(folder):
         part = next(part for part, words in _PARTS.items() if match["part"] in words)
-        found.setdefault(match["name"] or path.absolute().name, {})[part] = file
-    return {name: partial(_read, files) for name, files in sorted(found.items()) if "train" in files}
+        found.setdefault(match["name"] or folder.absolute().name, {})[part] = file
+    return {name: files for name, files in found.items() if "train" in files}
 
 
 def _image_files(folder: Path) -> list[tuple[Path, re.Match[str]]]:
@@ -51,14 +56,38 @@ def _image_files(folder: Path) -> list[tuple[Path, re.Match[str]]]:
     ]
 
 
+def read_parts(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images of their own size and labels of the one set in a folder, by part: "train", and "test" where it is there.
+
+    Args:
+        folder: Where the files are.
+
+    Returns:
+        uint8 images (N, height, width) and labels (N,).
+
+    Raises:
+        DataError: none or several sets, a file that is missing, cut short or no IDX file, or labels that do not fit.
+    """
+    found = _find_files(folder)
+    if len(found) != 1:
+        there = f"several sets: {', '.join(sorted(found))}" if found else "no train-images-idx3-ubyte"
+        raise DataError(f"{folder}: {there}; expected a folder with the files of one IDX image set.")
+    (files,) = found.values()
+    return {part: _read_full(path) for part, path in files.items()}
+
+
 def _read(files: Mapping[str, Path], part: str) -> Pair | None:
     if part not in files:
         return None
-    path = files[part]
+    images, labels = _read_full(files[part])
+    return Pair(shrink(images, f"{files[part]}: images"), labels)
+
+
+def _read_full(path: Path) -> tuple[np.ndarray, np.ndarray]:
     images = _read_array(path, 3)
     labels_path = _labels_beside(path)
     labels = _read_array(labels_path, 1)
-    return Pair(shrink(images, f"{path}: images"), check_labels(labels, len(images), f"{labels_path}: labels"))
+    return images, check_labels(labels, len(images), f"{labels_path}: labels")
 
 
 def _labels_beside(path: Path) -> Path:

@@ -23,13 +23,16 @@ class Pair(NamedTuple):
     labels: UInt8[np.ndarray, " count"]
 
 
-def check_labels(labels: Shaped[np.ndarray, "..."], count: int, where: str) -> UInt8[np.ndarray, " count"]:
-    """Labels as uint8.
+def check_labels(
+    labels: Shaped[np.ndarray, "..."], count: int, where: str, classes: int = CLASSES
+) -> Shaped[np.ndarray, " count"]:
+    """Labels as uint8, or as int32 where there are more than 256 classes.
 
     Args:
       labels: what a source gave.
       count: how many images they belong to.
       where: file and array, for the message.
+      classes: how many there may be.
 
     Raises:
       DataError: another number of labels than `count`, no integers, or one that is no class.
@@ -37,15 +40,15 @@ def check_labels(labels: Shaped[np.ndarray, "..."], count: int, where: str) -> U
     if labels.shape != (count,):
         raise DataError(f"{where} has shape {labels.shape}, expected {(count,)}, one per image.")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{where} is {labels.dtype}, must be integers from 0 to {CLASSES - 1}.")
-    outside = np.flatnonzero((labels < 0) | (labels >= CLASSES))
+        raise DataError(f"{where} is {labels.dtype}, must be integers from 0 to {classes - 1}.")
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if outside.size:
         first = outside[0]
         raise DataError(
-            f"{where} must be integers from 0 to {CLASSES - 1}; {outside.size} of {count} are not, the first is"
+            f"{where} must be integers from 0 to {classes - 1}; {outside.size} of {count} are not, the first is"
             f" {labels[first]} at {first}."
         )
-    return labels.astype(np.uint8)
+    return labels.astype(np.uint8 if classes <= 256 else np.int32)
 
 
 def shrink(images: Shaped[np.ndarray, "count height width"], where: str) -> UInt8[np.ndarray, "count 8 8"]:

@@ -1,0 +1,173 @@
+"""Where parameters, optimizer state and batches lie on a mesh of devices.
+
+Three mesh axes have a meaning. "fsdp" and "tensor" split every parameter with two axes or more; "data" repeats them.
+Batches are split over "data" and "fsdp". Everything here is a choice of `NamedSharding`s: XLA moves the data.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from celo2_harness._trees import is_function
+from celo2_harness._types import Params
+
+MESH_AXES = ("data", "fsdp", "tensor")
+# Mesh axes that split parameters, in the order in which they choose an axis of a leaf.
+_SPLITTING = ("fsdp", "tensor")
+_BATCH = ("data", "fsdp")
+
+# A mesh, a tree of NamedSharding like the parameters, or a function of the parameters that returns such a tree.
+Sharding = Any | Callable[[Params], Any] | Mesh
+
+
+def make_mesh(lengths: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the first devices, on whose axes XLA places what nobody has placed (`AxisType.Auto`).
+
+    Args:
+      lengths: of the mesh axes, out of `MESH_AXES`, by name.
+      devices: as many as the product of the lengths, or more. None: JAX's.
+
+    Returns:
+      The mesh.
+
+    Raises:
+      ValueError: another axis, a length below one, or too few devices.
+
+    Example:
+      >>> make_mesh({"data": 1, "fsdp": 1}).axis_names
+      ('data', 'fsdp')
+    """
+    for name, length in lengths.items():
+        if name not in MESH_AXES:
+            raise ValueError(f"mesh axis {name!r}: expected one of {', '.join(MESH_AXES)}.")
+        if length < 1:
+            raise ValueError(f"mesh axis {name} = {length}: expected at least 1.")
+    devices = jax.devices() if devices is None else devices
+    places = math.prod(lengths.values())
+    if places > len(devices):
+        raise ValueError(
+            f"mesh of {places} devices: there are {len(devices)} {devices[0].platform.upper()} devices. On a CPU,"
+            f" simulate more with jax.config.update('jax_num_cpu_devices', {places}) before JAX is used."
+        )
+    automatic = (AxisType.Auto,) * len(lengths)
+    return jax.make_mesh(tuple(lengths.values()), tuple(lengths), automatic, devices=list(devices[:places]))
+
+
+def parameter_shardings(params: Params, mesh: Mesh | AbstractMesh) -> PyTree:
+    """Splits every leaf with two axes or more: over "fsdp" along its longest axis that divides, over "tensor" along the
+    longest of the others.
+
+    Vectors and scalars, and leaves that do not divide, lie on every device.
+
+    Args:
+      params: a parameter tree; shapes are enough.
+      mesh: with axes out of `MESH_AXES`; an abstract one will do.
+
+    Returns:
+      A tree of `NamedSharding` like `params`.
+
+    Example:
+      >>> params = {"kernel": jax.ShapeDtypeStruct((6, 4), "float32"), "bias": jax.ShapeDtypeStruct((4,), "float32")}
+      >>> shardings = parameter_shardings(params, make_mesh({"fsdp": 1, "tensor": 1}))
+      >>> tuple(shardings["kernel"].spec), tuple(shardings["bias"].spec)
+      (('fsdp', 'tensor'), ())
+    """
+
+    def place(x: Any) -> NamedSharding:
+        spec: list[str | None] = [None] * len(x.shape)
+        for name in _SPLITTING:
+            if name in mesh.shape and len(x.shape) >= 2:
+                fitting = [axis for axis, n in enumerate(x.shape) if spec[axis] is None and n % mesh.shape[name] == 0]
+                if fitting:
+                    spec[max(fitting, key=lambda axis: x.shape[axis])] = name
+        while spec and spec[-1] is None:
+            spec.pop()
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(place, params)
+
+
+def resolve_shardings(sharding: Sharding, params: Params) -> PyTree:
+    """The tree of `NamedSharding` that a `Sharding` means for a parameter tree.
+
+    Raises:
+      ValueError: a leaf has no `NamedSharding`, or one on a mesh whose axes are not `AxisType.Auto`.
+    """
+    if isinstance(sharding, Mesh):
+        tree = parameter_shardings(params, sharding)
+    else:
+        tree = sharding(params) if is_function(sharding) else sharding
+    for path, place in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(place, NamedSharding):
+            raise ValueError(
+                f"sharding{jax.tree_util.keystr(path)} is {place!r}: expected a mesh, or a jax.sharding.NamedSharding"
+                " at every leaf."
+            )
+        if any(kind != AxisType.Auto for kind in place.mesh.axis_types):
+            raise ValueError(
+                f"sharding: the axes of the mesh are {', '.join(kind.name for kind in place.mesh.axis_types)}; expected"
+                " Auto. Make it with celo2_harness.sharding.make_mesh, or give jax.make_mesh"
+                " axis_types=(jax.sharding.AxisType.Auto,) for every axis."
+            )
+    return tree
+
+
+def like_parameters(state: Any, params: Params, shardings: PyTree) -> PyTree:
+    """A sharding for every leaf of optimizer state: with a parameter's path and shape that of the parameter, else None.
+
+    Args:
+      state: of any Optax transformation; shapes are enough.
+      params: the parameters.
+      shardings: a `NamedSharding` for every parameter.
+
+    Returns:
+      A tree like `state`.
+    """
+    paths, places = jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings)
+    # The path of a state leaf ends with the path of the parameter that it belongs to.
+    by_path = {path: (x.shape, place) for (path, x), place in zip(paths, places, strict=True)}
+
+    def find(path: Any, x: Any) -> NamedSharding | None:
+        ends = (by_path[path[start:]] for start in range(len(path) + 1) if path[start:] in by_path)
+        shape, place = next(ends, (None, None))
+        return place if shape == x.shape else None
+
+    return jax.tree_util.tree_map_with_path(find, state)
+
+
+def state_shardings(tx: optax.GradientTransformation, params: Params, shardings: PyTree) -> PyTree:
+    """Where the state of an optimizer lies: like the parameters where it has their shape; else where `tx.init` puts it,
+    which is on every device unless it says otherwise.
+
+    Args:
+      tx: any Optax transformation.
+      params: the parameters; shapes are enough.
+      shardings: a `NamedSharding` for every parameter.
+
+    Returns:
+      A tree of `NamedSharding` like the state.
+    """
+    shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params, shardings)
+    traced = jax.jit(tx.init).trace(shapes)
+    state = traced.out_info
+    found = like_parameters(state, params, shardings)
+    whole = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
+    chosen = traced.lower().compile().output_shardings
+
+    def pick(mine: Any, theirs: Any) -> NamedSharding:
+        if mine is not None:
+            return mine
+        return theirs if isinstance(theirs, NamedSharding) and theirs.mesh == whole.mesh else whole
+
+    treedef = jax.tree.structure(state)
+    return treedef.unflatten(map(pick, treedef.flatten_up_to(found), treedef.flatten_up_to(chosen)))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the first axis over the mesh axes "data" and "fsdp"."""
+    return NamedSharding(mesh, PartitionSpec(tuple(name for name in _BATCH if name in mesh.shape)))
