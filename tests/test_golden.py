@@ -64,8 +64,12 @@ def test_a_preset_goes_where_it_went(name):
 
 
 def test_every_built_in_preset_is_kept():
-    assert set(harness._PRESETS) & set(TOLERANCE) == set(TOLERANCE)
-    ours = {name for name, preset in harness._PRESETS.items() if preset.hidden.direction.__module__ == harness.__name__}
+    """All that need no file: VeLO's weights are not shipped, and its numbers are compared with the reference's."""
+    ours = {
+        name
+        for name, preset in harness._PRESETS.items()
+        if preset.hidden.direction.__module__ == harness.__name__ and (preset.weights or preset.load is None)
+    }
     assert ours == set(TOLERANCE)
 
 
