@@ -10,15 +10,17 @@ from celo2_harness.rule.accumulators import Moments, clip_gradient, mean_square,
 from celo2_harness.rule.channels import ChannelGroup, channel_groups, input_scales
 from celo2_harness.rule.config import RuleConfig, Theta
 from celo2_harness.rule.features import leaf_statistics
-from celo2_harness.rule.network import FirstLayer, first_layer, network
+from celo2_harness.rule.network import FirstLayer, Head, first_layer, first_output, network
 from celo2_harness.rule.view import MatrixView
 
 
-def _network_in_tiles(view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGroup) -> Float[Array, "..."]:
+def _network_in_tiles(
+    view: MatrixView, theta: Theta, layer: FirstLayer, group: ChannelGroup, head: Head = first_output
+) -> Float[Array, "..."]:
     # Imported where it is used: Pallas takes a good part of the package's import time.
     from celo2_harness.rule.kernel import network_in_tiles
 
-    return network_in_tiles(view, theta, layer, group)
+    return network_in_tiles(view, theta, layer, group, head)
 
 
 # How the network is evaluated: name -> function. All agree to rounding.
