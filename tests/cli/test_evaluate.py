@@ -192,7 +192,7 @@ def test_a_wrong_optimizer_is_refused_before_anything_runs(folder, capsys, optim
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("evaluate nanno", "suite = 'nanno': expected one of long, nano, "),
+        ("evaluate nanno", "suite = 'nanno': expected one of fashion, long, nano, "),
         ("evaluate smoke --processes 0", "processes = 0: expected at least 1"),
         ("evaluate smoke --data text.txt", "data = 'text.txt': expected NAME=PATH"),
         ("evaluate smoke --data lm=text.txt", "data: there is no task 'lm'; expected some of language_model tiny, "),

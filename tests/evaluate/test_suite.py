@@ -40,7 +40,7 @@ def test_what_a_suite_says_and_what_it_leaves_out():
 
 
 def test_built_in_suites():
-    assert set(suites()) == {"long", "nano", "smoke", "stability", "widths"}
+    assert set(suites()) == {"fashion", "long", "nano", "smoke", "stability", "widths"}
     for name, description in suites().items():
         suite = load_suite(name)
         assert suite.name == name and description and total_steps(suite)[0] > 1
@@ -89,7 +89,7 @@ def test_unequal_trials_have_to_be_asked_for():
 
 
 def test_files(tmp_path):
-    with pytest.raises(InputError, match=r"suite = 'nanno': expected one of long, nano, .* or a \.toml file"):
+    with pytest.raises(InputError, match=r"suite = 'nanno': expected one of fashion, long, nano, .* or a \.toml file"):
         load_suite("nanno")
     with pytest.raises(InputError, match=r"none\.toml cannot be read: No such file"):
         load_suite(tmp_path / "none.toml")
