@@ -11,6 +11,9 @@ import pytest
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
 hypothesis.settings.load_profile("repeatable")
 
+# A program for type checkers, mistakes included: read by a test, not imported.
+collect_ignore = ["downstream"]
+
 # Starts JAX with one device, before a test of `celo2 metatrain` makes a device of every core.
 jax.devices()
 
