@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import celo2_harness as c2
-from celo2_harness import harness, plugins, tasks
+from celo2_harness import evaluate, harness, plugins, tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 PARAMS = {"mixer_0": {"table": jnp.ones((2, 3, 5))}, "layer": {"kernel": jnp.ones((4, 6)), "bias": jnp.zeros(6)}}
@@ -117,6 +117,15 @@ def test_tasks(installed):
     task = tasks.make_task("valley", "narrow", batch=2)
     assert isinstance(task, tasks.Task) and task.describe()["steepness"] == 30.0
     assert float(task.loss(task.init(jax.random.key(0)), task.batch(0, 0))) > 0
+    suite = evaluate.read_suite(
+        {
+            "name": "added",
+            "tasks": [{"name": "valley", "size": "narrow", "steps": 2}],
+            "search": {"learning_rates": [0.1], "weight_decays": [0.0], "selection_seeds": [0]},
+            "optimizers": [{"optax": "sgd"}],
+        }
+    )
+    assert [found.label for found in suite.tasks] == ["valley narrow"]
     with pytest.raises(ValueError, match="valley comes as wide, narrow"):
         tasks.make_task("valley", "deep")
     with pytest.raises(ValueError, match="expected one of .*valley"):

@@ -351,7 +351,7 @@ def build(
         _check_run(total_steps, 0 if recipe.own_course else warmup)
         rate = rate if recipe.own_course else scaled(rate, shape(int(total_steps), warmup))
     factor = _rest_factor(recipe, rest_learning_rate_factor)
-    loaded = _load(recipe, weights)
+    loaded = preset_weights(recipe, weights)
     state_dtype = resolve_state_dtype(state_dtype)
     kernel = resolve_kernel(kernel)
     rules = routing.expand_rules(rules)
@@ -465,7 +465,7 @@ def describe(
       path
     """
     recipe = _find(preset)
-    loaded = _load(recipe, weights)
+    loaded = preset_weights(recipe, weights)
     rest = recipe.hidden if recipe.rest is None else recipe.rest
     factor = _rest_factor(recipe, rest_learning_rate_factor)
     columns = {
@@ -520,7 +520,12 @@ def _require_floating(name: str, routes: PyTree) -> None:
 _TREE_ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError)
 
 
-def _load(recipe: Preset, weights: Weights | VeloWeights | str | None) -> Weights | VeloWeights | None:
+def preset_weights(recipe: Preset, weights: Weights | VeloWeights | str | None) -> Weights | VeloWeights | None:
+    """The weights that a preset is built with: the given ones or its own, loaded; None if it has no learned rule.
+
+    Raises:
+      ValueError: they cannot be loaded, or none are given where there are no default ones.
+    """
     if recipe.weights is None and recipe.load is None:
         return None
     source: Any = recipe.weights if weights is None else weights

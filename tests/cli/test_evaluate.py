@@ -248,3 +248,20 @@ def test_records_tell_weights_by_their_numbers(folder):
         "preset": "muon", "learning_rate": 0.1, "weight_decay": 0.2, "total_steps": 12, "schedule": "warmup_cosine",
         "warmup": 0.05, "guard": {},
     }  # fmt: skip
+
+
+def test_records_tell_the_weights_of_a_velo(tmp_path):
+    """A preset without weights of its own: two files are two optimizers."""
+    from celo2_harness.baselines import VELO_S, VeloWeights, init_theta, save_velo_weights
+    from celo2_harness.cli._optimizers import make_contender
+    from celo2_harness.evaluate import load_suite
+
+    text = SUITE
+    for seed in (0, 1):
+        weights = VeloWeights(init_theta(VELO_S, jax.random.key(seed)), VELO_S)
+        save_velo_weights(tmp_path / f"{seed}.velo", weights)
+        text += f'[[optimizers]]\npreset = "velo_s"\nweights = "{seed}.velo"\nlabel = "{seed}"\n'
+    (tmp_path / "suite.toml").write_text(text)
+    suite = load_suite(tmp_path / "suite.toml")
+    one, two = (make_contender(suite, optimizer, 1.0, 0.0, 12).settings for optimizer in suite.optimizers)
+    assert one["weights"] == "0.velo" and one["weights_sha256"] != two["weights_sha256"]

@@ -15,7 +15,6 @@ from celo2_harness.blocks import guard_updates
 from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.evaluate import Contender, InputError, Suite, SuiteOptimizer, make_imported, make_optax
 from celo2_harness.routing import Route, route
-from celo2_harness.rule import load_weights
 from celo2_harness.schedules import SCHEDULES
 
 # What a suite says elsewhere.
@@ -80,15 +79,15 @@ def _check_options(optimizer: SuiteOptimizer) -> None:
 
 def _weights(optimizer: SuiteOptimizer) -> Mapping[str, Any]:
     """Which weights a preset has: their name, and a digest of the numbers, since a name may change its meaning."""
-    default = harness.presets()[optimizer.name].weights
-    if default is None:
-        return {}
-    source = optimizer.weights or default
+    preset = harness.presets()[optimizer.name]
     with input_errors():
-        theta = load_weights(source).theta
-    digest = hashlib.sha256(b"".join(np.asarray(leaf, np.float32).tobytes() for leaf in jax.tree.leaves(theta)))
+        weights = harness.preset_weights(preset, optimizer.weights)
+    if weights is None:
+        return {}
+    leaves = jax.tree.leaves(weights.theta)
+    digest = hashlib.sha256(b"".join(np.asarray(leaf, np.float32).tobytes() for leaf in leaves))
     # Not the whole path: a run is the same run in another folder.
-    return {"weights": Path(source).name, "weights_sha256": digest.hexdigest()[:16]}
+    return {"weights": Path(optimizer.weights or str(preset.weights)).name, "weights_sha256": digest.hexdigest()[:16]}
 
 
 def _hidden(params: Params) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from celo2_harness.evaluate.errors import InputError
-from celo2_harness.tasks import TASKS
+from celo2_harness.tasks import TASKS, find_task
 
 KINDS = ("preset", "optax", "make")
 """How a suite names an optimizer: a preset, a row of `OPTIMIZERS`, or an import path."""
@@ -22,7 +22,7 @@ class SuiteTask:
 
     Attributes:
         label: What tables call it.
-        name: Out of `TASKS`.
+        name: Out of `TASKS`, or of an installed package.
         size: Of that kind of task.
         steps: Training steps.
         eval_every: Steps between evaluations.
@@ -231,7 +231,7 @@ _SUITE = {
 }
 _TASK = {
     "label": _text(None),
-    "name": _Key(f"one of {', '.join(TASKS)}", lambda value: isinstance(value, str) and value in TASKS),
+    "name": _Key(f"one of {', '.join(TASKS)}", lambda value: isinstance(value, str) and find_task(value) is not None),
     "size": _text(None),
     "steps": _count(),
     "eval_every": _count(None),
@@ -357,7 +357,9 @@ def read_optimizer(content: Mapping[str, Any], search: Search, folder: Path, whe
 
 
 def _read_task(table: Mapping[str, Any], where: str, folder: Path) -> SuiteTask:
-    name, sizes = table["name"], TASKS[table["name"]].sizes
+    name, kind = table["name"], find_task(table["name"])
+    assert kind is not None  # `_TASK` has seen to it
+    sizes = kind.sizes
     size = table["size"] or next(iter(sizes))
     if size not in sizes:
         raise InputError(f"{where}.size = {size!r}: {name} comes as {', '.join(sizes)}")

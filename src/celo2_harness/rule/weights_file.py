@@ -10,7 +10,6 @@ Two layouts are read and written, both Flax msgpack, neither able to run code:
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from celo2_harness import plugins
+from celo2_harness._runs import replace_file
 from celo2_harness.rule.config import CELO2_CONFIG, Normalization, RuleConfig, Theta
 from celo2_harness.rule.features import FEATURES, channel_counts
 
@@ -145,15 +145,7 @@ def save_weights(
 
 def write_content(path: Path, content: Mapping[str, Any]) -> None:
     """Writes nested dicts of arrays as msgpack; a kill leaves the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_msgpack().msgpack_serialize(dict(content)))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_file(path, _msgpack().msgpack_serialize(dict(content)))
 
 
 def _msgpack() -> Any:

@@ -7,6 +7,7 @@ from celo2_harness.tasks.gpt import gpt_loss as gpt_loss
 from celo2_harness.tasks.gpt import init_gpt as init_gpt
 from celo2_harness.tasks.kinds import TASKS as TASKS
 from celo2_harness.tasks.kinds import TaskKind as TaskKind
+from celo2_harness.tasks.kinds import find_task as find_task
 from celo2_harness.tasks.kinds import make_task as make_task
 from celo2_harness.tasks.language_model import LanguageModel as LanguageModel
 from celo2_harness.tasks.language_model import make_language_model as make_language_model

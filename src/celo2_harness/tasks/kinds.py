@@ -97,6 +97,11 @@ TASKS = {
 }
 
 
+def find_task(name: str) -> TaskKind | None:
+    """Returns a kind of task by name: out of `TASKS`, or of an installed package; None if there is none."""
+    return TASKS.get(name) or plugins.load_plugin("tasks", name, plugins.expect(TaskKind))
+
+
 def make_task(name: str, size: str | None = None, data: Path | None = None, batch: int | None = None) -> Task:
     """Returns a task by name.
 
@@ -115,7 +120,7 @@ def make_task(name: str, size: str | None = None, data: Path | None = None, batc
     >>> make_task("language_model", "nano", batch=2).tokens_per_batch
     128
     """
-    kind = TASKS.get(name) or plugins.load_plugin("tasks", name, plugins.expect(TaskKind))
+    kind = find_task(name)
     if kind is None:
         raise ValueError(f"task = {name!r}: expected one of {', '.join((*TASKS, *plugins.plugin_names('tasks')))}")
     size = next(iter(kind.sizes)) if size is None else size

@@ -5,20 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float32, Integer, UInt8
+from jaxtyping import UInt8
 
-from celo2_harness._types import Params
-from celo2_harness.tasks.gpt import MODELS, GPTConfig, gpt_loss, init_gpt
+from celo2_harness.tasks.gpt import MODELS, GPTConfig
+from celo2_harness.tasks.gpt_task import VALIDATION_PREDICTIONS, GPTTask
 from celo2_harness.tasks.text import Text, default_text, read_text, sample_windows, spread_windows
-
-VALIDATION_BYTES = 16384
-"""How many held-out bytes are predicted in one evaluation, at most."""
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageModel:
+class LanguageModel(GPTTask):
     """Predict the next byte of a text; a `Task`.
 
     Attributes:
@@ -26,6 +22,7 @@ class LanguageModel:
         text: The data.
         batch_size: Windows per training batch.
 
+    >>> import jax
     >>> from celo2_harness.tasks import GPTConfig, LanguageModel, split_text
     >>> task = LanguageModel(GPTConfig(8, 1, 2, context=4), split_text(b"abracadabra" * 9, "spell", 4), batch_size=3)
     >>> task.batch(seed=0, step=0).shape
@@ -40,15 +37,6 @@ class LanguageModel:
     text: Text
     batch_size: int
 
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch = {self.batch_size}: expected at least 1")
-
-    @property
-    def tokens_per_batch(self) -> int:
-        """How many bytes one batch predicts."""
-        return self.batch_size * self.config.context
-
     @property
     def unit(self) -> str:
         """Of the loss."""
@@ -62,23 +50,13 @@ class LanguageModel:
             "batch": self.batch_size,
         }
 
-    def init(self, key: jax.Array) -> Params:
-        """Returns new parameters."""
-        return init_gpt(self.config, key)
-
-    def loss(
-        self, params: Params, batch: Integer[Array, "batch window"] | Integer[np.ndarray, "batch window"]
-    ) -> Float32[Array, ""]:
-        """Returns the mean loss in nats per byte."""
-        return gpt_loss(self.config, params, jax.numpy.asarray(batch))
-
     def batch(self, seed: int, step: int) -> UInt8[np.ndarray, "batch window"]:
         """Returns the training windows of a step; the same for the same seed and step."""
         return sample_windows(self.text.train, seed, step, self.batch_size, self.config.context)
 
     def validation(self) -> UInt8[np.ndarray, "count window"]:
         """Returns the held-out windows, the same for every seed and batch size."""
-        return spread_windows(self.text.held_out, self.config.context, VALIDATION_BYTES)
+        return spread_windows(self.text.held_out, self.config.context, VALIDATION_PREDICTIONS)
 
 
 def make_language_model(

@@ -5,16 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float32, Integer, UInt16
+from jaxtyping import UInt16
 
-from celo2_harness._types import Params
-from celo2_harness.tasks.gpt import GPTConfig, gpt_loss, init_gpt
+from celo2_harness.tasks.gpt import GPTConfig
+from celo2_harness.tasks.gpt_task import VALIDATION_PREDICTIONS, GPTTask
 from celo2_harness.tasks.tokens import TokenShards, open_tokens
-
-VALIDATION_TOKENS = 16384
-"""How many held-out tokens are predicted in one evaluation, at most."""
 
 # GPT-2 and GPT-3 share the table of token embeddings with the output layer; the small model has a head of its own.
 TOKEN_MODELS = {
@@ -25,7 +21,7 @@ TOKEN_MODELS = {
 
 
 @dataclass(frozen=True, eq=False)
-class TokenLanguageModel:
+class TokenLanguageModel(GPTTask):
     """Predict the next token of a text; a `Task`.
 
     Attributes:
@@ -38,15 +34,6 @@ class TokenLanguageModel:
     data: TokenShards
     batch_size: int
 
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch = {self.batch_size}: expected at least 1")
-
-    @property
-    def tokens_per_batch(self) -> int:
-        """How many tokens one batch predicts."""
-        return self.batch_size * self.config.context
-
     @property
     def unit(self) -> str:
         """Of the loss."""
@@ -56,23 +43,13 @@ class TokenLanguageModel:
         """Returns the sizes of the model, the size and digest of the tokens, and the batch size."""
         return {"model": dataclasses.asdict(self.config), "tokens": self.data.describe(), "batch": self.batch_size}
 
-    def init(self, key: jax.Array) -> Params:
-        """Returns new parameters."""
-        return init_gpt(self.config, key)
-
-    def loss(
-        self, params: Params, batch: Integer[Array, "batch window"] | Integer[np.ndarray, "batch window"]
-    ) -> Float32[Array, ""]:
-        """Returns the mean loss in nats per token."""
-        return gpt_loss(self.config, params, jax.numpy.asarray(batch))
-
     def batch(self, seed: int, step: int) -> UInt16[np.ndarray, "batch window"]:
         """Returns the training windows of a step; the same for the same seed and step."""
         return self.data.sample(seed, step, self.batch_size, self.config.context)
 
     def validation(self) -> UInt16[np.ndarray, "count window"]:
         """Returns the held-out windows, the same for every seed and batch size."""
-        return self.data.spread(self.config.context, VALIDATION_TOKENS)
+        return self.data.spread(self.config.context, VALIDATION_PREDICTIONS)
 
 
 def make_token_language_model(size: str, data: Path | None, batch: int) -> TokenLanguageModel:
