@@ -82,10 +82,10 @@ def apply_update(
     for view, p, g, s in zip(views, leaves, gradients, state, strict=True):
         if isinstance(s, LearnedState):
             assert view is not None
-            direction, moments, _ = leaf_direction(theta, rule, view, g, p, s.moments)
+            direction, moments, _ = leaf_direction(theta, rule, view, g, p, s.moments, network_kernel())
             direction = _computed_once(direction, moments.nu)
             if orthogonalize and view.is_matrix:
-                direction = newton_schulz(direction)
+                direction = _orthogonalized(direction)
             direction, square = _normalized(rule.normalization, view, direction, s.square, count)
             new_leaves.append(p - step_size * view.invert(direction))
             new_state.append(LearnedState(moments, square))
@@ -95,6 +95,22 @@ def apply_update(
             new_leaves.append(p - step_size * adam_factor * mu / jnp.sqrt(nu + ADAM_FLOOR))
             new_state.append(AdamState(mu, nu))
     return new_leaves, tuple(new_state)
+
+
+def network_kernel() -> str:
+    """How the network is evaluated: on a GPU as one kernel, for which XLA would search minutes for what to fuse."""
+    return "pallas" if jax.default_backend() == "gpu" else "xla"
+
+
+def _orthogonalized(direction: Array) -> Array:
+    """Newton-Schulz; on a GPU as one launch where the matrix is small, instead of some thirty."""
+    if jax.default_backend() == "gpu" and direction.ndim == 2:
+        # Imported where it is used: Pallas takes a good part of the package's import time.
+        from celo2_harness.rule.newton_schulz_kernel import LARGEST, newton_schulz_in_registers
+
+        if max(direction.shape) <= LARGEST:
+            return newton_schulz_in_registers(direction)
+    return newton_schulz(direction)
 
 
 def _normalized(

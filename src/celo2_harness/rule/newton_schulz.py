@@ -75,12 +75,17 @@ def newton_schulz(
         y = jnp.swapaxes(y, -1, -2)
     norm = jnp.sqrt(jnp.sum(jnp.square(y.astype(jnp.float32)), axis=(-2, -1), keepdims=True))
     y = y / (norm + eps).astype(work)
-    rows, columns = y.shape[-2:]
-    form = _gram_form if columns >= _GRAM_ASPECT * rows else _plain_form
-    y = form(y, triples, precision)
+    y = iterate(y, triples, precision)
     if transposed:
         y = jnp.swapaxes(y, -1, -2)
     return y.astype(x.dtype)
+
+
+def iterate(x: jax.Array, triples: Sequence[tuple[float, float, float]], precision: Any) -> jax.Array:
+    """All iterations on matrices that are at least as wide as high, of norm 1 at most."""
+    rows, columns = x.shape[-2:]
+    form = _gram_form if columns >= _GRAM_ASPECT * rows else _plain_form
+    return form(x, triples, precision)
 
 
 def resolve_coefficients(coefficients: str | Sequence[Sequence[float]]) -> tuple[tuple[float, float, float], ...]:
