@@ -233,7 +233,8 @@ ARROWS = {
     "tasks": set(),
     "blocks": {"rule"},
     "baselines": {"blocks", "rule"},
-    "harness": {"routing", "blocks", "baselines", "rule", "schedules", "sharding"},
+    "presets": {"blocks", "baselines", "rule"},
+    "harness": {"presets", "routing", "blocks", "baselines", "rule", "schedules", "sharding"},
     "metatrain": {"baselines", "rule", "tasks"},
     "evaluate": {"tasks", "sharding"},
 }

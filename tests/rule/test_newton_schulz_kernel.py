@@ -37,5 +37,7 @@ def test_it_lowers_for_a_gpu():
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.vmap(lambda x: newton_schulz_in_registers(x, interpret=False))).trace(jnp.zeros((4, 10, 32)))
+        traced = jax.jit(jax.vmap(lambda x: newton_schulz_in_registers(x, interpret=False))).trace(
+            jnp.zeros((4, 10, 32))
+        )
         assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
