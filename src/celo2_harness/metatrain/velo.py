@@ -10,7 +10,7 @@ from celo2_harness.baselines import VELO_S, VeloTheta
 from celo2_harness.baselines.velo_config import RULE
 from celo2_harness.baselines.velo_loss import init_losses
 from celo2_harness.baselines.velo_step import Memory, velo_step
-from celo2_harness.metatrain.update import Views
+from celo2_harness.metatrain.update import Views, network_kernel
 from celo2_harness.rule import MatrixView, init_moments
 
 
@@ -47,7 +47,9 @@ def apply_velo(
     """
     start = lambda rows, row: jnp.where(memory.count == 0, jnp.broadcast_to(row, rows.shape), rows)
     memory = memory._replace(hidden=start(memory.hidden, theta.hidden), cell=start(memory.cell, theta.cell))
-    updates, memory, _ = velo_step(VELO_S, theta, _whole(views), gradients, leaves, memory, loss, length)
+    updates, memory, _ = velo_step(
+        VELO_S, theta, _whole(views), gradients, leaves, memory, loss, length, kernel=network_kernel()
+    )
     return jax.tree.map(jnp.add, list(leaves), updates), memory
 
 
