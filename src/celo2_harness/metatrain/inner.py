@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 from celo2_harness.metatrain.augmentation import draw_log_alphas
 from celo2_harness.metatrain.config import MetaTrainConfig
 from celo2_harness.metatrain.inner_schedules import INNER_SCHEDULES
+from celo2_harness.metatrain.learned import LEARNED, InnerStep
 from celo2_harness.metatrain.problem import Clock, TaskGroup
-from celo2_harness.metatrain.update import Views, apply_update, init_update
-from celo2_harness.metatrain.velo import apply_velo, init_velo
+from celo2_harness.metatrain.update import Views
 from celo2_harness.rule import MatrixView, default_view
 from celo2_harness.tasks.image_mlp import init_mlp, mlp_loss
 from celo2_harness.tasks.images import CLASSES, ImageSets
@@ -67,7 +67,7 @@ def new_unroll(config: MetaTrainConfig, views: Views, init: Callable[[Array], An
         batch_part = jnp.exp(jax.random.uniform(jax.random.fold_in(key, 3), (), minval=smallest, maxval=0.0))
     return Unroll(
         params=treedef.unflatten(leaves),
-        state=init_velo(views) if config.variant == "velo_s" else init_update(config.rule, views, leaves),
+        state=LEARNED[config.variant].start(config, views, leaves),
         alphas=[jnp.exp(x) for x in logarithms],
         learning_rate=jnp.exp(jax.random.uniform(rate_key, (), minval=low, maxval=high)),
         batch_part=batch_part,
@@ -113,23 +113,11 @@ def training_step(
         return loss_fn(treedef.unflatten([leaf * alpha for leaf, alpha in zip(leaves, state.alphas, strict=True)]))
 
     loss, gradients = jax.value_and_grad(scaled_loss)(leaves)
-    if config.variant == "velo_s":
-        leaves, memory = apply_velo(theta, views, leaves, gradients, state.state, loss, clock.length)
-        return state._replace(params=treedef.unflatten(leaves), state=memory), loss
     factor = INNER_SCHEDULES[config.inner_schedule](clock.step, clock.length, config.inner_warmup)
-    leaves, update_state = apply_update(
-        rule=config.rule,
-        views=views,
-        orthogonalize=config.variant == "ortho",
-        theta=theta,
-        leaves=leaves,
-        gradients=gradients,
-        state=state.state,
-        count=clock.step,
-        step_size=state.learning_rate * factor,
-        adam_factor=config.adam_factor,
+    leaves, rule_state = LEARNED[config.variant].step(
+        config, theta, leaves, state.state, InnerStep(views, gradients, loss, clock, state.learning_rate * factor)
     )
-    return state._replace(params=treedef.unflatten(leaves), state=update_state), loss
+    return state._replace(params=treedef.unflatten(leaves), state=rule_state), loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,34 +1,51 @@
-"""What is learned: per kind of rule its first numbers, its weights, and its files."""
+"""What is learned: per kind of rule its first numbers, its step in the inner loop, its weights, and its files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from celo2_harness.baselines import VELO_S, VeloTheta, VeloWeights, load_velo_weights, save_velo_weights
 from celo2_harness.baselines.velo_config import Affine
 from celo2_harness.baselines.velo_config import init_theta as init_velo_theta
 from celo2_harness.baselines.velo_weights import FORMAT as VELO_FORMAT
 from celo2_harness.metatrain.config import MetaTrainConfig
+from celo2_harness.metatrain.problem import Clock
+from celo2_harness.metatrain.update import Views, apply_update, init_update
+from celo2_harness.metatrain.velo import apply_velo, init_velo
 from celo2_harness.rule import Theta, Weights, channel_counts, load_weights, save_weights
 from celo2_harness.rule.weights_file import read_file, restore_content
 
 AnyWeights = Weights | VeloWeights
 
 
+class InnerStep(NamedTuple):
+    """What a rule may look at in one step of an unroll, beside parameters and its own state: views of the leaves (None
+    for Adam), gradients, the loss that they are of, where the unroll stands, and the step size of now."""
+
+    views: Views
+    gradients: Sequence[Array]
+    loss: Float[Array, ""]
+    clock: Clock
+    step_size: Float[Array, ""]
+
+
 class LearnedRule(NamedTuple):
     """A kind of rule.
 
-    `init` (config, key) gives random numbers; `weights` (config, theta, provenance) what is saved; `load` (config,
-    source) reads it, refusing what was trained as something else; `save` (path, weights) writes it; `theta` makes the
-    tree of numbers out of nested dicts.
+    `init` (config, key) gives random numbers; `start` (config, views, leaves) the state of an unroll before its first
+    step; `step` (config, theta, leaves, state, step) the new leaves and state; `weights` (config, theta, provenance)
+    what is saved; `load` (config, source) reads it, refusing what was trained as something else; `save` (path, weights)
+    writes it; `theta` makes the tree of numbers out of nested dicts.
     """
 
     init: Callable[[MetaTrainConfig, Array], Any]
+    start: Callable[[MetaTrainConfig, Views, Sequence[Array]], Any]
+    step: Callable[[MetaTrainConfig, Any, list[Array], Any, InnerStep], tuple[list[Array], Any]]
     weights: Callable[[MetaTrainConfig, Any, Mapping[str, Any]], AnyWeights]
     load: Callable[[MetaTrainConfig, Any], AnyWeights]
     save: Callable[[Path, Any], None]
@@ -50,6 +67,30 @@ def init_celo2(config: MetaTrainConfig, key: Array) -> Theta:
     )
 
 
+def _celo2_step(
+    config: MetaTrainConfig, theta: Theta, leaves: list[Array], state: Any, step: InnerStep
+) -> tuple[list[Array], Any]:
+    return apply_update(
+        rule=config.rule,
+        views=step.views,
+        orthogonalize=config.variant == "ortho",
+        theta=theta,
+        leaves=leaves,
+        gradients=step.gradients,
+        state=state,
+        count=step.clock.step,
+        step_size=step.step_size,
+        adam_factor=config.adam_factor,
+    )
+
+
+def _velo_step(
+    config: MetaTrainConfig, theta: VeloTheta, leaves: list[Array], state: Any, step: InnerStep
+) -> tuple[list[Array], Any]:
+    del config
+    return apply_velo(theta, step.views, leaves, step.gradients, state, step.loss, step.clock.length)
+
+
 def _velo_theta(tree: Mapping[str, Any]) -> VeloTheta:
     parts: dict[str, Any] = {name: Affine(**x) if isinstance(x, Mapping) else x for name, x in tree.items()}
     return VeloTheta(**parts)
@@ -57,6 +98,8 @@ def _velo_theta(tree: Mapping[str, Any]) -> VeloTheta:
 
 CELO2 = LearnedRule(
     init=init_celo2,
+    start=lambda config, views, leaves: init_update(config.rule, views, leaves),
+    step=_celo2_step,
     weights=lambda config, theta, facts: Weights(jax.tree.map(np.asarray, theta), config.rule, facts),
     load=lambda config, source: load_weights(source, expect=config.rule),
     save=save_weights,
@@ -64,6 +107,8 @@ CELO2 = LearnedRule(
 )
 SMALL_VELO = LearnedRule(
     init=lambda config, key: init_velo_theta(VELO_S, key),
+    start=lambda config, views, leaves: init_velo(views),
+    step=_velo_step,
     weights=lambda config, theta, facts: VeloWeights(jax.tree.map(np.asarray, theta), VELO_S, facts),
     load=lambda config, source: load_velo_weights(source, published_as=VELO_S, expect=VELO_S),
     save=save_velo_weights,
