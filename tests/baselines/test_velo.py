@@ -10,8 +10,8 @@ import pytest
 from helpers import LOSS, VELO_TINY, assert_trees_close, assert_trees_equal, jitted, normal, random_velo
 
 from celo2_harness import harness
-from celo2_harness.baselines import load_velo_weights, velo
-from celo2_harness.baselines.velo_config import NETWORK_SHAPES, join_networks, split_networks
+from celo2_harness.baselines import VeloWeights, load_velo_weights, velo
+from celo2_harness.baselines.velo_config import NETWORK_SHAPES, VELO, VELO_S, init_theta, join_networks, split_networks
 from celo2_harness.baselines.velo_loss import add_loss, init_losses, loss_decays, loss_features
 from celo2_harness.baselines.velo_lstm import lstm_inputs, summarize_leaf
 
@@ -264,3 +264,35 @@ def test_the_report(key):
     kernel = next(line for line in report.splitlines() if line.startswith("layer/kernel"))
     # Three momenta, a second moment, three rows and columns, and two vectors of the LSTM.
     assert "velo" in kernel and "0.002" in kernel and str(4 * (4 * 24 + 3 * (4 + 6) + 2 * 3)) in kernel
+
+
+# ------------------------------------------------------------------------------------------------------ random numbers
+
+
+@pytest.mark.parametrize(
+    ("config", "size"), [(VELO_S, 3.0), (dataclasses.replace(VELO_S, ff_mult=7.0), 3.0), (VELO, 6.25)]
+)
+def test_first_networks_have_a_size_whatever_the_factor(config, size):
+    """The mixed network of a given hidden state: mean square by hand, of independent entries with known variances."""
+    theta = init_theta(config, jax.random.key(3))
+    hidden = np.random.default_rng(0).normal(size=(64, config.lstm)) / np.sqrt(config.lstm)
+    # A float64 program of its own; the variance of a normal cut off at 2 sigma is 0.774 sigma^2.
+    coefficients = hidden @ np.asarray(theta.controls.w, np.float64) + np.asarray(theta.controls.b)
+    networks = config.ff_mult * np.mean(coefficients[:, :, None] * np.asarray(theta.bank, np.float64), axis=1)
+    w1 = split_networks(networks).w1
+    expected = size**2 * (0.774 / config.lstm) * (0.774 / NETWORK_SHAPES.w1[0])
+    np.testing.assert_allclose(np.mean(np.square(w1)), expected, rtol=0.35)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_numbers_move_parameters(key, seed):
+    """Else meta-training from them has no gradient: float32 rounds steps below 6e-8 of a parameter away."""
+    tx = velo(VeloWeights(init_theta(VELO_S, jax.random.key(seed)), VELO_S), num_steps=10)
+    params = normal(key, {"w": (16, 32)})
+    state, update = tx.init(params), jitted(tx)
+    for t in range(3):
+        before = params["w"]
+        updates, state = update(normal(jax.random.fold_in(key, t), {"w": (16, 32)}), state, params)
+        params = optax.apply_updates(params, updates)
+    step = float(jnp.sqrt(jnp.mean(jnp.square(params["w"] - before))))
+    assert 1e-7 < step < 1e-3  # their mean square is 1
