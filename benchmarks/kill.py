@@ -309,15 +309,17 @@ def kill_runs(command: str, data: Path, kills: int, seconds: float, rng: random.
             early += case.saved(out) <= max(before, 0)
             writing += is_writing(out)
             if case.saved(out) < before or case.kept(out)[: len(kept)] != kept:
-                raise SystemExit(f"run {runs}: after kill {since} something saved is lost, {before} -> {case.saved(out)}")
+                raise SystemExit(
+                    f"run {runs}: after kill {since} something saved is lost, {before} -> {case.saved(out)}"
+                )
             case.whole(out)
         if in_process(lambda: case.result(out), data) != wanted:  # noqa: B023
             raise SystemExit(f"run {runs}: after {since} kills the results differ from those of the run left alone")
         runs += 1
         print(f"run {runs}: {since} kills, results identical to the bit", flush=True)
     print(
-        f"celo2 {command}: {done} kills in {runs} runs, {early} of them before the process had saved a step, {writing} in"
-        f" the middle of writing a file: the results of all {runs} identical to the bit"
+        f"celo2 {command}: {done} kills in {runs} runs, {early} of them before the process had saved a step, {writing}"
+        f" in the middle of writing a file: the results of all {runs} identical to the bit"
     )
     return {"kills": done, "runs": runs, "before_saving": early, "while_writing": writing, "differences": 0}
 
