@@ -540,6 +540,7 @@ def parameter_tree(data: Any, folder: Path) -> str:
             max_leaves=5,
         )
     )
+    tree = tree or {"w": tree}  # None stands for no parameters at all
     is_leaf = lambda node: isinstance(node, tuple) and len(node) == 2 and isinstance(node[1], str)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda node: jax.ShapeDtypeStruct(node[0], node[1]), tree, is_leaf=is_leaf)

@@ -1,6 +1,7 @@
 """Runs a suite in a folder: every run once, whoever does it and however often it is interrupted."""
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,6 +114,8 @@ def run_suite(
                 finished = [run for run in runs if run in final]
                 on_state(State(len(finished), total, sum(specified[r.trial.task].steps for r in finished), steps))
                 if not left:
+                    for run in finished:  # what a kill has left between the record and the removal
+                        _clear(_place(folder, keys[run]), done[keys[run]])
                     return True
                 if should_stop():
                     return False
@@ -130,18 +133,30 @@ def run_suite(
                         train_step.clear_cache()  # type: ignore[attr-defined]
                     before = run.trial
                     on_start(run)
-                    place = folder / "unfinished" / hashlib.sha256(keys[run].encode()).hexdigest()[:16]
+                    place = _place(folder, keys[run])
                     task, contender = tasks[run.trial.task], contenders[run.trial]
                     record = _record(suite, run, task, contender, settings[run], place, should_stop, on_progress)
                     if record is None:
                         return False
                     append_record(path, record)
+                    _clear(place, record)
                     retried.discard(keys[run])
                     on_end(run, record)
                 finally:
                     claims.release(keys[run])
         finally:
             claims.close()
+
+
+def _place(folder: Path, key: str) -> Path:
+    """Where the checkpoints of a run are."""
+    return folder / "unfinished" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _clear(place: Path, record: Mapping[str, Any]) -> None:
+    """Removes the checkpoints of a run once its record is safe; a failed run may be gone on with."""
+    if record["status"] != "failed":
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _latest(path: Path) -> dict[str, dict[str, Any]]:
