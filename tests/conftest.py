@@ -1,6 +1,7 @@
 """What all tests share: hypothesis without randomness, a key whose seed a failure shows, the reference material."""
 
 import os
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -37,3 +38,18 @@ def shared():
     if not folder.is_dir():
         pytest.skip(f"no reference material at {folder}; set CELO2_SHARED")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    except OSError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip(f"cannot mount a file system: {done.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 import celo2_harness as c2
-from celo2_harness.baselines import VELO, VeloWeights, init_theta
+from celo2_harness import harness
+from celo2_harness.baselines import VELO, VeloWeights, init_theta, load_velo_weights
 from celo2_harness.metatrain import MetaTrainConfig
 
 # A rule with few features and two hidden units, for tests of plumbing: the published size takes long to compile.
@@ -42,6 +43,26 @@ def random_velo(lstm=3, bank=2, seed=0, **changes):
 
 
 VELO_TINY = random_velo()
+
+PRESETS = ("celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
+# The preset with weights of any size.
+VELO_PRESET = dataclasses.replace(harness.presets()["velo"], load=load_velo_weights)
+
+
+def arguments(name):
+    """Preset and what it cannot do without."""
+    if name == "velo":
+        return {"preset": VELO_PRESET, "weights": VELO_TINY, "total_steps": 10}
+    return {"preset": name, **({"weights": TINY} if harness.presets()[name].weights is not None else {})}
+
+
+@functools.cache
+def decaying(name):
+    """The presets whose compiled updates several files share (`jitted`)."""
+    return harness.build(learning_rate=0.01, weight_decay=0.1, **arguments(name))
+
+
+SHAPES = {"embedding": {"table": (7, 4)}, "layer": {"kernel": (4, 6), "bias": (6,)}}
 
 
 # A meta-training run of seconds. Files that use it with twenty images in two sets share its compilation.

@@ -1,6 +1,5 @@
 """What every block and every preset owes to Optax: one row each, all tests for all rows. A new block is a new row."""
 
-import dataclasses
 import warnings
 
 import jax
@@ -8,22 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import LOSS, TINY, VELO_TINY, assert_trees_close, assert_trees_equal, jitted, normal, signature
+from helpers import (
+    LOSS,
+    PRESETS,
+    SHAPES,
+    TINY,
+    VELO_TINY,
+    arguments,
+    assert_trees_close,
+    assert_trees_equal,
+    decaying,
+    jitted,
+    normal,
+    signature,
+)
 
 import celo2_harness as c2
 from celo2_harness import harness
-from celo2_harness.baselines import load_velo_weights, velo
-
-PRESETS = ("celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
-# The preset with weights of any size.
-VELO_PRESET = dataclasses.replace(harness.presets()["velo"], load=load_velo_weights)
-
-
-def arguments(name):
-    """Preset and what it cannot do without."""
-    if name == "velo":
-        return {"preset": VELO_PRESET, "weights": VELO_TINY, "total_steps": 10}
-    return {"preset": name, **({"weights": TINY} if harness.presets()[name].weights is not None else {})}
+from celo2_harness.baselines import velo
 
 
 def preset(name, learning_rate=0.01, **options):
@@ -49,10 +50,9 @@ TABLE = {
     "velo, bfloat16 state": velo(VELO_TINY, num_steps=10, state_dtype="bfloat16"),
     "guard_updates": c2.guard_updates(optax.adam(0.01), spike_factor=5.0),
     "guard_updates clip": c2.guard_updates(c2.scale_by_celo2(TINY), spike_factor=5.0, spike_action="clip"),
-    **{f"preset {name}": preset(name, weight_decay=0.1) for name in PRESETS},
+    **{f"preset {name}": decaying(name) for name in PRESETS},
     "preset on a schedule": preset("adamw", total_steps=100, weight_decay=lambda count: 0.1),
 }
-SHAPES = {"embedding": {"table": (7, 4)}, "layer": {"kernel": (4, 6), "bias": (6,)}}
 # Rows whose state is (in part) that of Optax's Adam or Muon, which keep arrays for empty leaves too.
 OPTAX_STATE = ("adam", "muon", "celo2_ortho", "schedule", "guard_updates")
 rows = pytest.mark.parametrize("row", TABLE)

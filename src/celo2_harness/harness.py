@@ -9,6 +9,7 @@ direction for all. Leaves labelled "frozen" get no update.
 """
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -327,7 +328,8 @@ def _require_at_least_zero(**values: Any) -> None:
     for name, value in values.items():
         if value is None or callable(value) or isinstance(value, jax.Array):
             continue
-        if jnp.ndim(value) != 0 or not 0.0 <= float(value) < math.inf:
+        # Not float(value): there are whole numbers that no float can hold.
+        if jnp.ndim(value) != 0 or not 0.0 <= value <= sys.float_info.max:
             raise ValueError(f"{name} = {value!r}: expected a finite number >= 0 (or a schedule).")
 
 
@@ -337,8 +339,9 @@ def _check_run(total_steps: Any, warmup: Any) -> None:
             "total_steps and warmup must be Python numbers; with optax.inject_hyperparams pass"
             " static_args=harness.STATIC_ARGS."
         )
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-        raise ValueError(f"total_steps = {total_steps!r}: expected a whole number of steps >= 1, or None.")
+    # Steps are counted in int32.
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or not 1 <= total_steps < 2**31:
+        raise ValueError(f"total_steps = {total_steps!r}: expected a whole number of steps >= 1 (below 2^31), or None.")
     if not isinstance(warmup, (int, float)) or not 0 <= warmup < total_steps:
         raise ValueError(
             f"warmup = {warmup!r}: expected a fraction of the run below 1, or steps below total_steps = {total_steps}."

@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -232,16 +230,6 @@ def test_shell_examples_of_the_page(data, tmp_path, monkeypatch):
             assert reproduce.main() == 0, command
         else:
             assert main(words[1:]) == 0, command
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments():
-    script = Path(__file__).parents[2] / "benchmarks" / "kill_metatrain.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--kills", "3", "--minutes", "3"], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("3 kills in ") and "identical to the bit" in done.stdout
 
 
 def test_the_rule_is_a_word_about_the_variant(capsys):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import stat
 import subprocess
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +19,7 @@ from celo2_harness import _runs
 from celo2_harness.metatrain import (
     Evaluation,
     RunError,
+    card,
     checkpoints,
     load_portable,
     read_evaluations,
@@ -130,21 +133,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(failing, images, theta, tmp_path
     assert_trees_equal(run_metatrain(CONFIG, images, tmp_path, resume=True, **EVERY).theta, theta)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB, where this user may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    try:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
-    except OSError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip(f"cannot mount a file system: {done.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_disk_that_fills_up(images, theta, small_disk):
     out = small_disk / "run"
 
@@ -153,12 +141,52 @@ def test_a_disk_that_fills_up(images, theta, small_disk):
             free = os.statvfs(small_disk)
             (small_disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
 
-    with pytest.raises(RunError, match="cannot write .No space left on device.. The run is safe up to iteration 1 "):
+    message = "cannot write .No space left on device.. The run is safe up to iteration 1 "
+    with pytest.raises(RunError, match=message):
         run_metatrain(CONFIG, images, out, on_log=fill, **EVERY)
     with pytest.raises(RunError, match="cannot write"):
         run_metatrain(CONFIG, images, out, resume=True, **EVERY)
     (small_disk / "filler").unlink()
     assert_trees_equal(run_metatrain(CONFIG, images, out, resume=True, **EVERY).theta, theta)
+
+
+def test_a_disk_that_can_only_be_read(images, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(RunError, match="cannot write .*Read-only file system"):
+        run_metatrain(CONFIG, images, small_disk / "run")
+
+
+def test_a_clock_that_runs_backwards(images, theta, tmp_path, monkeypatch):
+    seconds = itertools.count(2e9, -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    assert_trees_equal(run_metatrain(CONFIG, images, tmp_path, **EVERY).theta, theta)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[1:]]
+    assert all(line["seconds"] >= 0 for line in lines)
+
+
+def test_a_changed_recipe_in_the_metrics_is_noticed(images, theta, tmp_path):
+    """The metrics have no checksum; what the checkpoint says counts."""
+    stopped_after(images, tmp_path, 2)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"sigma": 0.01', '"sigma": 0.02'))
+    assert path.read_text() != whole
+    with pytest.raises(RunError, match="its header says config.sigma = 0.02, the checkpoint 0.01"):
+        run_metatrain(dataclasses.replace(CONFIG, sigma=0.02), images, tmp_path, resume=True, **EVERY)
+    path.write_text(whole)
+    assert_trees_equal(run_metatrain(CONFIG, images, tmp_path, resume=True, **EVERY).theta, theta)
+
+
+def test_a_kill_between_weights_and_card_leaves_nothing_out(images, theta, tmp_path, monkeypatch):
+    def killed(path, weights):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(card, "save_rule", killed)
+        with pytest.raises(Crash):
+            run_metatrain(CONFIG, images, tmp_path, **EVERY)
+    assert_trees_equal(run_metatrain(CONFIG, images, tmp_path, resume=True, **EVERY).theta, theta)
+    assert (tmp_path / "weights.md").exists() and (tmp_path / "weights.celo2").exists()
 
 
 def test_an_unwritable_folder(images, tmp_path):

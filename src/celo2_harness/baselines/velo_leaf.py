@@ -84,7 +84,7 @@ def leaf_update(
         return raw * size, jnp.max(scales[0][0])
 
     def nothing(*_: object) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros(view.viewed), jnp.zeros([])
+        return jnp.zeros(view.viewed, jnp.float32), jnp.zeros([], jnp.float32)
 
     # Always the first branch, but no compiler knows; it keeps XLA from fusing the accumulators into what reads them
     # (see `rule.leaf_direction`).

@@ -23,13 +23,15 @@ class LossBuffer(NamedTuple):
 
 def init_losses() -> LossBuffer:
     """Before the first loss."""
-    return LossBuffer(jnp.zeros(SCALES), jnp.full(SCALES, FIRST_MINIMUM, jnp.float32), jnp.zeros([], jnp.int32))
+    return LossBuffer(
+        jnp.zeros(SCALES, jnp.float32), jnp.full(SCALES, FIRST_MINIMUM, jnp.float32), jnp.zeros([], jnp.int32)
+    )
 
 
 def loss_decays(num_steps: Float[Array, ""] | Int[Array, ""] | int | float) -> Float[Array, " scales"]:
     """exp(-1 / h), with h log-spaced from 10 to the length of the run."""
     longest = jnp.log10(jnp.asarray(num_steps, jnp.float32))
-    half_lives = 10.0 ** jnp.linspace(jnp.log10(SHORTEST_HALF_LIFE), longest, SCALES)
+    half_lives = 10.0 ** jnp.linspace(jnp.log10(jnp.float32(SHORTEST_HALF_LIFE)), longest, SCALES)
     return jnp.exp(-1.0 / half_lives)
 
 

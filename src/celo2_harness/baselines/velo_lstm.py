@@ -84,7 +84,7 @@ def lstm_inputs(
       fraction: steps before this one over the length of the run.
     """
     own = jnp.stack([summary.inputs for summary in summaries])
-    common = jnp.concatenate([jnp.tanh(10.0 * (fraction - jnp.array(TIMES))), losses])
+    common = jnp.concatenate([jnp.tanh(10.0 * (fraction - jnp.array(TIMES, jnp.float32))), losses])
     inputs = jnp.concatenate([jnp.broadcast_to(common, (len(own), common.size)), own], axis=1)
     # Through the maximum over leaves a NaN would spoil all of them, for good.
     return jnp.where(jnp.isfinite(inputs), inputs, 0.0)

@@ -1,6 +1,6 @@
 """Weight files of VeLO, all Flax msgpack, none able to run code.
 
-- `"celo2-harness"`: {"format", "version", "config", "provenance", "theta"}; a file says what it is.
+- `"celo2-harness"`: {"format", "version", "config", "provenance", "theta", "sha256"}; a file says what it is.
 - `"published"`, often called theta.state: {"lstm_init_state", "rnn_params", "ff_mod_stack"}; says nothing about itself.
 - the same under "params" beside {"gen_id", "step"}, often with a file config.gin beside it.
 """
@@ -28,7 +28,14 @@ from celo2_harness.baselines.velo_config import (
     theta_shapes,
 )
 from celo2_harness.rule import Theta, WeightsError, channel_counts
-from celo2_harness.rule.weights_file import named_arrays, read_file, restore_content, write_content
+from celo2_harness.rule.weights_file import (
+    check_digest,
+    named_arrays,
+    read_file,
+    restore_content,
+    with_digest,
+    write_content,
+)
 
 FORMAT = "celo2-harness velo weights"
 VERSION = 1
@@ -126,18 +133,15 @@ def save_velo_weights(
     if layout == "published":
         write_content(path, _published(theta))
         return
-    write_content(
-        path,
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "config": json.dumps(dataclasses.asdict(weights.config)),
-            "provenance": json.dumps(dict(weights.provenance)),
-            "theta": {
-                name: part._asdict() if isinstance(part, Affine) else part for name, part in theta._asdict().items()
-            },
-        },
-    )
+    parts = {name: part._asdict() if isinstance(part, Affine) else part for name, part in theta._asdict().items()}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(dataclasses.asdict(weights.config)),
+        "provenance": json.dumps(dict(weights.provenance)),
+        "theta": parts,
+    }
+    write_content(path, with_digest(content))
 
 
 def _parse(data: bytes, name: str, published_as: VeloConfig) -> VeloWeights:
@@ -152,6 +156,7 @@ def _parse(data: bytes, name: str, published_as: VeloConfig) -> VeloWeights:
         parts: dict[str, Any] = named_arrays(arrays, tuple(arrays), name)
         parts |= {field: Affine(**named_arrays(tree[field], Affine._fields, f"{name}: {field}")) for field in MODULES}
         theta = VeloTheta(**parts)
+        check_digest(content, name)
     else:
         config = published_as
         if "params" in content and "gen_id" in content:

@@ -144,7 +144,7 @@ def celo2_direction(
         parameters = treedef.flatten_up_to(params)
         views = leaf_views(updates, weight_dimension_numbers)
         places = leaf_shardings(updates, sharding) or [None] * len(views)
-        directions, moments, done = [], [], jnp.zeros([])
+        directions, moments, done = [], [], jnp.zeros([], jnp.float32)
         for view, g, p, m, place in zip(
             views, gradients, parameters, unpack_moments(treedef, state), places, strict=True
         ):

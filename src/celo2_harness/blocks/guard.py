@@ -76,9 +76,9 @@ def guard_updates(
         # The largest magnitude comes out of the sum of squares, which would overflow at 1e19.
         leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(updates) if x.size]
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves], bool))
-        largest = jnp.max(jnp.array([0.0, *(jnp.max(jnp.abs(x)) for x in leaves)]))
+        largest = jnp.max(jnp.array([0.0, *(jnp.max(jnp.abs(x)) for x in leaves)], jnp.float32))
         unit = jnp.where(finite & (largest > 0), largest, 1.0)
-        norm = unit * jnp.sqrt(sum((jnp.sum(jnp.square(x / unit)) for x in leaves), start=jnp.zeros([])))
+        norm = unit * jnp.sqrt(sum((jnp.sum(jnp.square(x / unit)) for x in leaves), start=jnp.zeros([], jnp.float32)))
         limit = jnp.inf if spike_factor is None else spike_factor * state.level
         settled = state.count - state.nonfinite_count >= max(warmup, 1)
         # A level of zero is none yet: no gradient so far was nonzero.

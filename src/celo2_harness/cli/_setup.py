@@ -14,6 +14,9 @@ from celo2_harness.evaluate import InputError
 from celo2_harness.schedules import SCHEDULES
 from celo2_harness.sharding import MESH_AXES, make_mesh
 
+# A CPU can be made any number of devices, and JAX would try.
+MOST_DEVICES = 4096
+
 
 @contextmanager
 def input_errors() -> Iterator[None]:
@@ -87,7 +90,8 @@ def mesh_lengths(text: str) -> dict[str, int]:
     lengths: dict[str, int] = {}
     for part in text.split(","):
         name, _, length = part.partition("=")
-        if name not in MESH_AXES or not length.isdecimal() or int(length) < 1 or name in lengths:
+        fits = length.isdecimal() and len(length) <= 4 and int(length) >= 1
+        if name not in MESH_AXES or not fits or name in lengths:
             raise InputError(
                 f"mesh = {text!r}: expected lengths of the axes {', '.join(MESH_AXES)}, such as data=2,fsdp=4"
             )
@@ -108,6 +112,8 @@ def device_mesh(text: str) -> Mesh:
         InputError: if the text is no mesh, or there are too few devices.
     """
     lengths = mesh_lengths(text)
+    if math.prod(lengths.values()) > MOST_DEVICES:
+        raise InputError(f"mesh = {text!r}: {math.prod(lengths.values())} devices, expected at most {MOST_DEVICES}")
     with suppress(RuntimeError):  # JAX has started, with the devices that it has
         if (places := math.prod(lengths.values())) > 1:
             jax.config.update("jax_num_cpu_devices", places)

@@ -16,7 +16,7 @@ import tyro
 from jax.sharding import Mesh
 
 from celo2_harness.cli._language_score import language_evaluation
-from celo2_harness.cli._setup import input_errors
+from celo2_harness.cli._setup import MOST_DEVICES, input_errors
 from celo2_harness.evaluate import InputError, StopSignals, plot_meta_loss
 from celo2_harness.metatrain import MetaTrainConfig, load_portable, run_metatrain, saved_run, task_mesh
 
@@ -175,8 +175,8 @@ def _with_rule(config: Config) -> Config:
 
 def _mesh(devices: int) -> Mesh:
     """A mesh of so many devices; a CPU becomes one device per core, if JAX has not run anything yet."""
-    if devices < 0:
-        raise InputError(f"devices = {devices}: expected a number above 0, or 0 for all")
+    if not 0 <= devices <= MOST_DEVICES:
+        raise InputError(f"devices = {devices}: expected a number above 0, or 0 for all, at most {MOST_DEVICES}")
     with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
         jax.config.update("jax_num_cpu_devices", devices or _cores())
     there = jax.devices()

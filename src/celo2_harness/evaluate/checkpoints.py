@@ -1,8 +1,10 @@
 """Checkpoints of a run, kept by Orbax: written whole or not at all, the last few kept."""
 
 import json
+import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,9 @@ class Checkpoints:
         Args:
             state: What to save. Saving a step that is there already does nothing.
             settings: What determines the numbers of the run, as JSON can hold it.
+
+        Raises:
+            OSError: if it cannot be written, on a full disk for instance. Those before are whole.
         """
         import orbax.checkpoint as ocp
 
@@ -50,11 +55,15 @@ class Checkpoints:
             return
         leaves = _named_leaves(state)
         meta = {"settings": settings, "leaves": {name: _describe(leaf) for name, leaf in leaves.items()}}
-        self._manager().save(
-            state.step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)),
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
         place = self._folder / str(state.step)
+        try:
+            with _quiet():
+                self._manager().save(state.step, args=args)
+        except OSError:
+            raise
+        except Exception as error:  # TensorStore has a ValueError for a full disk.
+            raise OSError(f"checkpoint {place}: {_reason(error)}") from error
         new = place / f"{_FILES}.new"
         new.write_text(json.dumps(_checksums(place)), encoding="utf-8")
         new.rename(place / _FILES)
@@ -158,6 +167,22 @@ def _checksums(place: Path) -> dict[str, int]:
     return checksums
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from printing tracebacks of what is raised anyway."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _reason(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 200 else f"{line[:80]} ... {line[-100:]}"  # TensorStore has the cause at the end
+
+
 def _unreadable(place: Path, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return InputError(f"checkpoint {place} cannot be read ({reason}); remove it to resume from the one before")
+    return InputError(f"checkpoint {place} cannot be read ({_reason(error)}); remove it to resume from the one before")

@@ -3,12 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from celo2_harness._runs import InUseError, lock_folder, replace_file
 from celo2_harness._runs import provenance as provenance
-from celo2_harness._runs import replace_file
 from celo2_harness.evaluate.errors import InputError
 
 
@@ -33,6 +34,42 @@ def prepare_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"out: cannot write to {folder}: {error.strerror or error}; choose another folder") from None
+
+
+@contextmanager
+def work_alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder.
+
+    Args:
+        folder: It must be there.
+
+    Raises:
+        InputError: if another process works in it.
+    """
+    try:
+        with lock_folder(folder):
+            yield
+    except InUseError as error:
+        raise InputError(str(error)) from None
+
+
+@contextmanager
+def write_errors(folder: Path, safe: Callable[[], str]) -> Iterator[None]:
+    """Says what a full disk or a missing permission means for the work in a folder.
+
+    Args:
+        folder: Where the work is written.
+        safe: Returns what is safe, and how to go on.
+
+    Raises:
+        InputError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        raise InputError(f"out: cannot write to {folder}: {error.strerror or error}; {safe()}") from error
 
 
 def write_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -107,7 +144,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if not isinstance(record, dict):
                 raise ValueError
             records.append(record)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise InputError(f"{path} is damaged: line {number} is not a JSON record") from None
     return records

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
-from celo2_harness._runs import InUseError, lock_folder
 from celo2_harness.evaluate.checkpoints import Checkpoints, refuse_difference
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.ppo import PPOProgress, fit_ppo, init_ppo
@@ -21,6 +20,7 @@ from celo2_harness.evaluate.records import (
     prepare_folder,
     provenance,
     read_lines,
+    work_alone,
     write_line,
     write_lines,
 )
@@ -126,24 +126,21 @@ def reinforce(
     if resume:
         saved_options(folder)  # refuses a folder without a run
     prepare_folder(folder)
-    try:
-        with lock_folder(folder):
-            return _locked(
-                environments,
-                network,
-                ppo,
-                tx,
-                config,
-                folder,
-                {"kind": "header", "settings": described, "options": dict(options or {})},
-                resume,
-                learning_rate,
-                should_stop,
-                on_start,
-                on_progress,
-            )
-    except InUseError as error:
-        raise InputError(str(error)) from None
+    with work_alone(folder):
+        return _locked(
+            environments,
+            network,
+            ppo,
+            tx,
+            config,
+            folder,
+            {"kind": "header", "settings": described, "options": dict(options or {})},
+            resume,
+            learning_rate,
+            should_stop,
+            on_start,
+            on_progress,
+        )
 
 
 def _locked(

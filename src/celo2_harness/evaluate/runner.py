@@ -1,6 +1,7 @@
 """Runs a suite in a folder: every run once, whoever does it and however often it is interrupted."""
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from celo2_harness.evaluate.claims import Claims
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.loop import Progress, train_step
 from celo2_harness.evaluate.plan import Run, grids, plan, total_steps
-from celo2_harness.evaluate.records import append_record, prepare_folder, provenance, read_lines
+from celo2_harness.evaluate.records import append_record, prepare_folder, provenance, read_lines, write_errors
 from celo2_harness.evaluate.rows import final_loss
 from celo2_harness.evaluate.single import Contender, run_once, run_settings, settings_key
 from celo2_harness.evaluate.suite import Suite, SuiteOptimizer, SuiteTask
@@ -73,7 +74,8 @@ def run_suite(
         True if all runs are done, False if it was stopped.
 
     Raises:
-        InputError: if the pattern leaves nothing, the folder cannot be written, or its file is damaged.
+        InputError: if the pattern leaves nothing, the folder cannot be written, or a file in it is damaged. What was
+            recorded before is safe.
     """
     # Everything is made before anything runs: what is wrong with the last optimizer should show now.
     contenders, settings = {}, {}
@@ -100,45 +102,61 @@ def run_suite(
     if retry_failed:
         retried = {key for key, record in _latest(path).items() if record["status"] == "failed"}
     total, steps = total_steps(suite, only)
-    claims, before = Claims(folder / "claims"), None
-    try:
-        while True:
-            done = {key: record for key, record in _latest(path).items() if key not in retried}
-            final = {run: final_loss(done[key]) for run, key in keys.items() if key in done}
-            runs = plan(suite, final, only)
-            left = [run for run in runs if run not in final]
-            finished = [run for run in runs if run in final]
-            on_state(State(len(finished), total, sum(specified[r.trial.task].steps for r in finished), steps))
-            if not left:
-                return True
-            if should_stop():
-                return False
-            run = next((run for run in left if claims.take(keys[run])), None)
-            if run is None:
-                time.sleep(_WAIT_SECONDS)
-                continue
-            try:
-                # Another process may have finished it after the file was read.
-                there = _latest(path).get(keys[run])
-                if there is not None and keys[run] not in retried:
-                    continue
-                # Compiled programs are kept as long as their optimizers: without this, one for every trial.
-                if before not in (None, run.trial):
-                    train_step.clear_cache()  # type: ignore[attr-defined]
-                before = run.trial
-                on_start(run)
-                place = folder / "unfinished" / hashlib.sha256(keys[run].encode()).hexdigest()[:16]
-                task, contender = tasks[run.trial.task], contenders[run.trial]
-                record = _record(suite, run, task, contender, settings[run], place, should_stop, on_progress)
-                if record is None:
+    safe = lambda: f"the runs in {RUNS} are safe: make room, and the same command goes on"
+    with write_errors(folder, safe):
+        claims, before = Claims(folder / "claims"), None
+        try:
+            while True:
+                done = {key: record for key, record in _latest(path).items() if key not in retried}
+                final = {run: final_loss(done[key]) for run, key in keys.items() if key in done}
+                runs = plan(suite, final, only)
+                left = [run for run in runs if run not in final]
+                finished = [run for run in runs if run in final]
+                on_state(State(len(finished), total, sum(specified[r.trial.task].steps for r in finished), steps))
+                if not left:
+                    for run in finished:  # what a kill has left between the record and the removal
+                        _clear(_place(folder, keys[run]), done[keys[run]])
+                    return True
+                if should_stop():
                     return False
-                append_record(path, record)
-                retried.discard(keys[run])
-                on_end(run, record)
-            finally:
-                claims.release(keys[run])
-    finally:
-        claims.close()
+                run = next((run for run in left if claims.take(keys[run])), None)
+                if run is None:
+                    time.sleep(_WAIT_SECONDS)
+                    continue
+                try:
+                    # Another process may have finished it after the file was read.
+                    there = _latest(path).get(keys[run])
+                    if there is not None and keys[run] not in retried:
+                        continue
+                    # Compiled programs are kept as long as their optimizers: without this, one for every trial.
+                    if before not in (None, run.trial):
+                        train_step.clear_cache()  # type: ignore[attr-defined]
+                    before = run.trial
+                    on_start(run)
+                    place = _place(folder, keys[run])
+                    task, contender = tasks[run.trial.task], contenders[run.trial]
+                    record = _record(suite, run, task, contender, settings[run], place, should_stop, on_progress)
+                    if record is None:
+                        return False
+                    append_record(path, record)
+                    _clear(place, record)
+                    retried.discard(keys[run])
+                    on_end(run, record)
+                finally:
+                    claims.release(keys[run])
+        finally:
+            claims.close()
+
+
+def _place(folder: Path, key: str) -> Path:
+    """Where the checkpoints of a run are."""
+    return folder / "unfinished" / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _clear(place: Path, record: Mapping[str, Any]) -> None:
+    """Removes the checkpoints of a run once its record is safe; a failed run may be gone on with."""
+    if record["status"] != "failed":
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _latest(path: Path) -> dict[str, dict[str, Any]]:
@@ -167,6 +185,8 @@ def _record(
             should_stop=should_stop,
             on_progress=on_progress,
         )
+    except (OSError, InputError):  # of checkpoints that cannot be written or read: no fault of the optimizer
+        raise
     except Exception as error:  # whatever an optimizer raises: the other runs are worth having
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         record = {

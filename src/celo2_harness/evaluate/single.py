@@ -1,9 +1,7 @@
 """One run of an optimizer on a task, reduced to a record."""
 
-import contextlib
 import json
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -96,7 +94,8 @@ def run_once(
         task: What to train.
         contender: The optimizer.
         settings: From `run_settings`; the run is as long as they say.
-        folder: Where checkpoints go, if there are to be any; gone when the run ends. What is in it is continued.
+        folder: Where checkpoints go, if there are to be any. What is in it is continued; whoever has written the record
+            down removes it.
         checkpoint_every: Steps between checkpoints; 0 for none.
         should_stop: Asked after every step; once it says yes, the run is saved, if it has checkpoints, and given up.
         on_progress: Called after every step.
@@ -145,9 +144,6 @@ def run_once(
     finally:
         if checkpoints:
             checkpoints.close()
-    if folder:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder)
     times = history.step_seconds
     return {
         "name": contender.name,

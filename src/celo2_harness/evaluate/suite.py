@@ -1,6 +1,6 @@
 """Suites: what an evaluation runs, read from TOML files."""
 
-import math
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from celo2_harness.tasks import TASKS, find_task
 
 KINDS = ("preset", "optax", "make")
 """How a suite names an optimizer: a preset, a row of `OPTIMIZERS`, or an import path."""
+_LARGEST = sys.float_info.max
 _FOLDER = resources.files("celo2_harness.evaluate") / "suites"
 
 
@@ -149,11 +150,11 @@ def load_suite(source: str | Path) -> Suite:
     else:
         try:
             text, folder = path.read_text(encoding="utf-8"), path.parent
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: no text, or no possible path
             raise InputError(f"suite {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of tomllib, of int, or tables without end
         raise InputError(f"suite {source} is no TOML: {error}") from None
     try:
         return read_suite(content, folder)
@@ -170,11 +171,12 @@ class _Key(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # The bound keeps whole numbers out that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
 
 
 def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
@@ -214,7 +216,7 @@ def _table(default: Any = ...) -> _Key:
 
 
 def _count(default: Any = ...) -> _Key:
-    return _Key("a whole number from 1 on", _is_count, default)
+    return _Key("a whole number from 1 on, below 2^31", _is_count, default)
 
 
 _SUITE = {

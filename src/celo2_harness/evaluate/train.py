@@ -21,6 +21,8 @@ from celo2_harness.evaluate.records import (
     prepare_folder,
     provenance,
     read_lines,
+    work_alone,
+    write_errors,
     write_line,
     write_lines,
 )
@@ -102,6 +104,17 @@ def _read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run, the header first; empty where there is none yet."""
+    lines = read_lines(path)
+    for number, line in enumerate(lines[1:], start=2):
+        # What the run itself needs of a line when it goes on.
+        fits = isinstance(line.get("kind"), str) and isinstance(line.get("step"), int)
+        if not fits or not isinstance(line.get("seconds"), int | float) or (line["kind"] == "end") > ("status" in line):
+            raise InputError(f"{path} is damaged: line {number} is no line of a run")
+    return lines
+
+
 def train(
     task: Task,
     tx: optax.GradientTransformation,
@@ -144,7 +157,8 @@ def train(
         How the run ended.
 
     Raises:
-        InputError: if the folder cannot be used, or the run in it cannot be resumed. Nothing in it was changed then.
+        InputError: if the folder cannot be used, another process works in it, or the run in it cannot be resumed:
+            nothing in it was changed then. Or if it cannot be written any more: its checkpoints are whole then.
     """
     if mesh is not None:
         task = PlacedTask(task, mesh)
@@ -156,26 +170,33 @@ def train(
     elif holds_run(folder):
         raise InputError(f"out: {folder} holds a run already; add --resume to continue it, or choose another folder")
     prepare_folder(folder)
-    lines = read_lines(metrics)
-    if lines and lines[-1]["kind"] == "end":
-        return TrainResult(lines[-1]["status"], lines[-1]["step"], _last_validation_loss(lines), folder / CURVE)
-
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    try:
-        state = init_state(task, tx, config.seed)
-        if resume and (steps := checkpoints.steps()):
-            state = checkpoints.restore(steps[-1], state, settings)
-        on_start(state.step)
-        header = {"kind": "header", "settings": settings, "options": dict(options or {}), **provenance()}
-        kept = [line for line in lines[1:] if line["step"] <= state.step] if state.step else []
-        write_lines(metrics, [*lines[:1], *kept] if lines else [header])
-        writer = _Writer(metrics, config, task.tokens_per_batch, learning_rate, kept)
-        status, step = _run(task, tx, config, state, settings, checkpoints, writer, should_stop, on_progress)
-    finally:
-        checkpoints.close()
-    lines = read_lines(metrics)
-    plot_training(lines, folder / CURVE, title)
-    return TrainResult(status, step, _last_validation_loss(lines), folder / CURVE)
+
+    def safe() -> str:
+        steps = checkpoints.steps()
+        return f"the run is safe up to step {steps[-1] if steps else 0}: make room, then resume it"
+
+    with write_errors(folder, safe), work_alone(folder):
+        lines = _read_metrics(metrics)
+        if lines and lines[-1].get("kind") == "end":
+            if not (folder / CURVE).exists():  # killed between the two
+                plot_training(lines, folder / CURVE, title)
+            return TrainResult(lines[-1]["status"], lines[-1]["step"], _last_validation_loss(lines), folder / CURVE)
+        try:
+            state = init_state(task, tx, config.seed)
+            if resume and (steps := checkpoints.steps()):
+                state = checkpoints.restore(steps[-1], state, settings)
+            on_start(state.step)
+            header = {"kind": "header", "settings": settings, "options": dict(options or {}), **provenance()}
+            kept = [line for line in lines[1:] if line["step"] <= state.step] if state.step else []
+            write_lines(metrics, [*lines[:1], *kept] if lines else [header])
+            writer = _Writer(metrics, config, task.tokens_per_batch, learning_rate, kept)
+            status, step = _run(task, tx, config, state, settings, checkpoints, writer, should_stop, on_progress)
+        finally:
+            checkpoints.close()
+        lines = read_lines(metrics)
+        plot_training(lines, folder / CURVE, title)
+        return TrainResult(status, step, _last_validation_loss(lines), folder / CURVE)
 
 
 def _run(

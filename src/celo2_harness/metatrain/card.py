@@ -12,8 +12,9 @@ from celo2_harness.metatrain.learned import AnyWeights, save_rule
 
 def write_weights(path: Path, weights: AnyWeights) -> None:
     """Writes a weight file that `run_metatrain` has made, and its card beside it, with the ending `.md`."""
-    save_rule(path, weights)
+    # The weights last: a run that has them is not gone on with, so that a card after a kill would stay missing.
     replace_file(path.with_suffix(".md"), make_card(path.stem, weights).encode())
+    save_rule(path, weights)
 
 
 def make_card(name: str, weights: AnyWeights) -> str:

@@ -12,7 +12,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import flax.serialization
 import jax
@@ -119,21 +120,49 @@ def load_portable(path: str | Path) -> Portable:
       RunError: no such file, another kind of file, a damaged one, or one with settings that this version lacks.
     """
     content = _unpack(Path(path))
-    header, state = json.loads(content["header"]), content["state"]
-    config = config_from(header["config"], str(path))
-    theta = LEARNED[config.variant].theta(state["theta"])
-    return Portable(config, header, int(state["iteration"]), theta, state["outer"])
+    try:
+        header, state = json.loads(content["header"]), content["state"]
+        config = config_from(header["config"], str(path))
+        theta = LEARNED[config.variant].theta(state["theta"])
+        return Portable(config, header, int(state["iteration"]), theta, state["outer"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path}: not the portable form of a run ({type(error).__name__}: {error}).") from None
 
 
-def config_from(record: Mapping[str, Any], where: str) -> MetaTrainConfig:
+def config_from(record: Any, where: str) -> MetaTrainConfig:
     """The configuration that `dataclasses.asdict` and JSON have made a record of."""
     try:
         fields = _tuples(record)
-        fields["rule"] = RuleConfig(**fields["rule"])
-        return MetaTrainConfig(**fields)
+        fields["rule"] = _checked(RuleConfig, fields["rule"])
+        return _checked(MetaTrainConfig, fields)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         known = ", ".join(field.name for field in dataclasses.fields(MetaTrainConfig))
         raise RunError(f"{where}: not a configuration of this version ({error}); known fields: {known}.") from None
+
+
+def _checked(kind: type, fields: Mapping[str, Any]) -> Any:
+    """A frozen record of fields that have the types that it names."""
+    for name, hint in get_type_hints(kind).items():
+        if name in fields and not _fits(fields[name], hint):
+            raise ValueError(f"{name} = {str(fields[name])[:80]}: expected {hint}")
+    return kind(**fields)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that the configurations use; whole numbers are numbers, and truth is none."""
+    arguments = get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, choice) for choice in arguments)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in arguments
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        wanted = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(value) == len(wanted) and all(map(_fits, value, wanted))
+    return isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
 
 
 def _tuples(value: Any) -> Any:

@@ -8,6 +8,7 @@ from celo2_harness.metatrain.estimators import ESTIMATORS
 from celo2_harness.metatrain.inner_schedules import INNER_SCHEDULES
 from celo2_harness.metatrain.outer_optimizers import OUTER_OPTIMIZERS, OUTER_SCHEDULES
 from celo2_harness.rule import Normalization, RuleConfig
+from celo2_harness.rule.weights_file import check_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ class MetaTrainConfig:
                 f"rule.normalization = {self.rule.normalization!r}, expected one of"
                 f" {', '.join(get_args(Normalization))}."
             )
+        check_config(self.rule, "rule")
         for name in ("hidden", "batch", "tasks_per_set", "text_batch", "shortest_unroll", "truncation", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, expected at least 1.")
@@ -127,8 +129,13 @@ class MetaTrainConfig:
         lowest, highest = self.inner_learning_rates
         # Comparisons are written so that NaN fails them.
         bounds = {
-            "sigma": (self.sigma, self.sigma > 0, "above 0"),
-            "augmentation": (self.augmentation, self.augmentation >= 1, "at least 1"),
+            "sigma": (self.sigma, 0 < self.sigma < float("inf"), "above 0"),
+            "augmentation": (self.augmentation, 1 <= self.augmentation < float("inf"), "at least 1"),
+            **{
+                name: (getattr(self, name), 0 <= getattr(self, name) < float("inf"), "a finite number, at least 0")
+                for name in ("adam_factor", "outer_learning_rate", "outer_weight_decay")
+            },
+            "seed": (self.seed, 0 <= self.seed < 2**32, "at least 0 and below 2^32"),
             "last_part": (self.last_part, 0 < self.last_part <= 1, "above 0 and at most 1"),
             "inner_warmup": (self.inner_warmup, 0 <= self.inner_warmup < 1, "at least 0 and below 1"),
             "inner_learning_rates": (

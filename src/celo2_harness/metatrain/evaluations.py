@@ -31,15 +31,30 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluations(out: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run folder; a last line that a kill has cut short is left out."""
+    """The evaluations of a run folder; a last line that a kill has cut short is left out.
+
+    Raises:
+      RunError: a line that is something else.
+    """
     path = out / EVALUATIONS_FILE
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            record = None
+        if not _is_record(record):
+            raise RunError(f"{path} is damaged: line {number} is no evaluation. Mend or remove the line.")
+        records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    kinds = {"iteration": int, "score": (int, float, type(None)), "snapshot": str, "evaluation": dict}
+    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
 
 
 class Judge:

@@ -77,10 +77,11 @@ def saved_run(out: str | Path) -> SavedRun:
     if not path.is_file():
         raise RunError(f"out = {str(out)!r}: nothing to resume ({METRICS_FILE} is missing).")
     try:
-        header = json.loads(path.read_text().splitlines()[0])
-        return SavedRun(config_from(header["config"], str(path)), header["options"])
-    except (json.JSONDecodeError, IndexError, KeyError, TypeError):
+        header = json.loads(path.read_text(errors="replace").splitlines()[0])
+        config, options = header["config"], dict(header["options"])
+    except (ValueError, IndexError, KeyError, TypeError, RecursionError):
         raise RunError(f"{path}: does not start with the header of a run, so it cannot go on.") from None
+    return SavedRun(config_from(config, str(path)), options)
 
 
 def run_metatrain(
@@ -398,7 +399,7 @@ def _resume(
     out: Path, header: dict[str, Any], config: MetaTrainConfig, sets: int, warn: Callable[[str], None]
 ) -> tuple[MetaTrainState, dict[str, Any], list[str]]:
     """The newest state, the header it was saved with, and the lines of metrics up to it."""
-    lines = (out / METRICS_FILE).read_text().splitlines()
+    lines = (out / METRICS_FILE).read_text(errors="replace").splitlines()
     there, here = json.loads(lines[0]), json.loads(json.dumps(header))
     # Fields that came after the run began had their defaults.
     started_with = dataclasses.asdict(config_from(there["config"], str(out / METRICS_FILE)))
@@ -410,12 +411,18 @@ def _resume(
         name, old, new = difference
         raise RunError(f"out = {str(out)!r}: made with {name} = {old}, asked for {new}.")
     state, header = restore_state(out, jax.eval_shape(lambda: init_metatrain(config, sets)), warn)
+    # The checkpoint has a checksum and the metrics have none.
+    saved = json.loads(json.dumps(dataclasses.asdict(config_from(header["config"], str(out / CHECKPOINT_FOLDER)))))
+    if difference := first_difference(saved, here["config"], "config."):
+        name, old, new = difference
+        raise RunError(f"{out / METRICS_FILE}: its header says {name} = {new}, the checkpoint {old}; it is damaged.")
     return state, header, [line for line in lines if _iteration(line) <= int(state.iteration)]
 
 
 def _iteration(line: str) -> float | int:
     """Of a line of metrics: the header comes before all, a line that a kill cut short after all."""
     try:
-        return json.loads(line).get("iteration", 0)
-    except json.JSONDecodeError:
+        iteration = json.loads(line).get("iteration", 0)
+    except (ValueError, AttributeError, RecursionError):
         return float("inf")
+    return iteration if isinstance(iteration, int) else float("inf")

@@ -93,7 +93,7 @@ def leaf_direction(
         return raw if seen.size == 1 else jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
 
     def nothing(*_: object) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros(view.viewed), jnp.zeros([])
+        return jnp.zeros(view.viewed, jnp.float32), jnp.zeros([], jnp.float32)
 
     # The branch also keeps XLA from fusing the accumulators into what reads them: then old and new ones would both be
     # needed, and on CPU the hidden units would become planes (docs/negative-results.md).

@@ -2,12 +2,14 @@
 
 Two layouts are read and written, both Flax msgpack, neither able to run code:
 
-- `"celo2-harness"`: {"format", "version", "config", "provenance", "theta"}; a file says what it is.
+- `"celo2-harness"`: {"format", "version", "config", "provenance", "theta", "sha256"}; a file says what it is, and
+  shows when a byte has changed. Files of before have no "sha256".
 - `"published"`: {"ff_mod_stack": {"~": {w0__0 .. w0__13, b0, w1, b1, w2, b2}}}, the layout of the published Celo2,
   which says nothing about itself and is taken to have the published configuration.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -133,14 +135,50 @@ def save_weights(
         blocks = np.split(theta.pop("w0"), np.cumsum(channel_counts(weights.config))[:-1])
         content: dict[str, Any] = {"ff_mod_stack": {"~": {f"w0__{i}": block for i, block in enumerate(blocks)} | theta}}
     else:
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "config": json.dumps(dataclasses.asdict(weights.config)),
-            "provenance": json.dumps(dict(weights.provenance)),
-            "theta": theta,
-        }
+        content = with_digest(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "config": json.dumps(dataclasses.asdict(weights.config)),
+                "provenance": json.dumps(dict(weights.provenance)),
+                "theta": theta,
+            }
+        )
     write_content(path, content)
+
+
+def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a file that says what it is, with the SHA-256 of configuration, provenance and numbers."""
+    digest = hashlib.sha256()
+
+    def add(tree: Any) -> None:
+        if isinstance(tree, Mapping):
+            for name in sorted(tree):
+                digest.update(f"{name}\n".encode())
+                add(tree[name])
+        elif isinstance(tree, str):
+            digest.update(tree.encode())
+        else:
+            digest.update(f"{np.shape(tree)}\n".encode() + np.asarray(tree, "<f4").tobytes())
+
+    add({name: content[name] for name in ("config", "provenance", "theta")})
+    return {**content, "sha256": digest.hexdigest()}
+
+
+def check_digest(content: Mapping[str, Any], name: str) -> None:
+    """Refuses a file whose configuration, provenance or numbers are not as they were written.
+
+    Raises:
+      WeightsError: they have another SHA-256 than the file says.
+    """
+    if "sha256" not in content:
+        return
+    try:
+        wanted = with_digest(content)["sha256"]
+    except (TypeError, ValueError) as error:  # parts of other types
+        raise WeightsError(f"{name}: damaged ({type(error).__name__}: {error}).") from None
+    if not isinstance(content["sha256"], str) or content["sha256"] != wanted:
+        raise WeightsError(f"{name}: damaged: its content does not have the SHA-256 that it says. Copy the file again.")
 
 
 def write_content(path: Path, content: Mapping[str, Any]) -> None:
@@ -250,6 +288,7 @@ def _parse(data: bytes, name: str) -> Weights:
             f"{name}: not a weight file of a learned rule: expected the key 'format' = {FORMAT!r} or 'ff_mod_stack'."
         )
     arrays = named_arrays(theta, Theta._fields, name)
+    check_digest(content, name)
     weights = Weights(Theta(**arrays), config, provenance)
     _check(weights, name)
     return weights
@@ -303,7 +342,7 @@ def _join_blocks(stack: Any, name: str) -> dict[str, np.ndarray]:
 def _check(weights: Weights, name: str) -> None:
     """Configuration known, shapes consistent, numbers finite."""
     config = weights.config
-    _check_config(config, name)
+    check_config(config, name)
     theta = weights.theta
     hidden = np.shape(theta.b0)[0] if np.ndim(theta.b0) == 1 else 0
     outputs = np.shape(theta.b2)[0] if np.ndim(theta.b2) == 1 else 0
@@ -320,7 +359,12 @@ def _check(weights: Weights, name: str) -> None:
             raise WeightsError(f"{name}: {key} holds {np.sum(~np.isfinite(x))} numbers that are not finite.")
 
 
-def _check_config(config: RuleConfig, name: str) -> None:
+def check_config(config: RuleConfig, name: str) -> None:
+    """Refuses a configuration that no rule can have.
+
+    Raises:
+      WeightsError: an unknown feature or normalisation, decays out of range, numbers of decays that do not pair.
+    """
     for field in ("features", "momentum_decays", "factored_decays"):
         if not isinstance(getattr(config, field), tuple):
             raise WeightsError(f"{name}: {field} = {getattr(config, field)!r}, expected a tuple.")
@@ -328,6 +372,8 @@ def _check_config(config: RuleConfig, name: str) -> None:
         raise WeightsError(
             f"{name}: normalization = {config.normalization!r}, expected one of {', '.join(get_args(Normalization))}."
         )
+    if not config.features:
+        raise WeightsError(f"{name}: features = (), expected at least one of {', '.join(FEATURES)}.")
     unknown = [feature for feature in config.features if not isinstance(feature, str) or feature not in FEATURES]
     if unknown:
         raise WeightsError(f"{name}: unknown features {unknown}; known: {', '.join(FEATURES)}.")
