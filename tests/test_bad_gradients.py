@@ -82,7 +82,7 @@ def test_bad_gradients(name):
 
 
 def test_a_huge_gradient_stops_adam_for_good():
-    """Its square is infinite, and stays so: the entry takes no step any more. The spike rule of the guard is for that."""
+    """Its square is infinite, and stays so: the entry takes no step any more. The guard's spike rule is for that."""
     params, good = trees()
     step = jitted(decaying("adamw"))
     state = decaying("adamw").init(params)

@@ -27,6 +27,7 @@ def test_no_memory_is_kept_over_20000_steps():
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
-        kibibytes, arrays = (int(word) for word in line.split() if word.lstrip("-").isdecimal() and word != "20000")[:2]
+        numbers = [int(word) for word in line.split() if word.lstrip("-").isdecimal() and word != "20000"]
+        kibibytes, arrays = numbers[:2]
         # The allocator may take another page or two; a kept scalar per step would be megabytes.
         assert arrays == 0 and kibibytes < 1024, line
