@@ -213,6 +213,21 @@ def test_truncation_is_refused(name, files, tmp_path):
         assert loads_or_refuses(tmp_path / "bad") is None, length
 
 
+def test_a_changed_number_is_noticed_and_files_of_before_are_read(files, tmp_path):
+    tree = content_of(TINY, tmp_path)
+    assert c2.load_weights(write(tmp_path / "same", tree)).config == TINY.config
+    old = {name: value for name, value in tree.items() if name != "sha256"}
+    assert_trees_equal(c2.load_weights(write(tmp_path / "old", old)).theta, TINY.theta)
+    for change in (
+        {"theta": tree["theta"] | {"b0": tree["theta"]["b0"] + 1}},
+        {"provenance": '{"seed": 3}'},
+        {"sha256": "0"},
+        {"sha256": 7},
+    ):
+        with pytest.raises(c2.WeightsError, match="damaged: its content does not have the SHA-256"):
+            c2.load_weights(write(tmp_path / "bad", tree | change))
+
+
 @settings(max_examples=150)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["own", "published"])

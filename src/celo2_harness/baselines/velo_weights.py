@@ -156,7 +156,6 @@ def _parse(data: bytes, name: str, published_as: VeloConfig) -> VeloWeights:
         parts: dict[str, Any] = named_arrays(arrays, tuple(arrays), name)
         parts |= {field: Affine(**named_arrays(tree[field], Affine._fields, f"{name}: {field}")) for field in MODULES}
         theta = VeloTheta(**parts)
-        check_digest(content, name)
     else:
         config = published_as
         if "params" in content and "gen_id" in content:
@@ -166,6 +165,7 @@ def _parse(data: bytes, name: str, published_as: VeloConfig) -> VeloWeights:
         _check_gin(name, config)
     weights = VeloWeights(theta, config, provenance)
     _check(weights, name)
+    check_digest(content, name)  # last: the checks before say more
     return weights
 
 

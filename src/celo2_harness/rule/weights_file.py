@@ -288,9 +288,9 @@ def _parse(data: bytes, name: str) -> Weights:
             f"{name}: not a weight file of a learned rule: expected the key 'format' = {FORMAT!r} or 'ff_mod_stack'."
         )
     arrays = named_arrays(theta, Theta._fields, name)
-    check_digest(content, name)
     weights = Weights(Theta(**arrays), config, provenance)
     _check(weights, name)
+    check_digest(content, name)  # last: the checks before say more
     return weights
 
 
