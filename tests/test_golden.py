@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from celo2_harness import harness
+from celo2_harness import harness, presets
 
 FILE = Path(__file__).parent / "data" / "golden_trajectories.npz"
 SHAPES = {
@@ -67,8 +67,8 @@ def test_every_built_in_preset_is_kept():
     """All that need no file: VeLO's weights are not shipped, and its numbers are compared with the reference's."""
     ours = {
         name
-        for name, preset in harness._PRESETS.items()
-        if preset.hidden.direction.__module__ == harness.__name__ and (preset.weights or preset.load is None)
+        for name, preset in presets._PRESETS.items()
+        if preset.hidden.direction.__module__ == presets.__name__ and (preset.weights or preset.load is None)
     }
     assert ours == set(TOLERANCE)
 

@@ -13,7 +13,7 @@ import pytest
 from helpers import TINY, assert_trees_close, normal
 
 import celo2_harness as c2
-from celo2_harness import harness
+from celo2_harness import harness, presets
 from celo2_harness.harness import Group, Preset
 
 PARAMS = {
@@ -145,7 +145,7 @@ def test_weight_decay_shrinks_each_group_by_its_own_rate():
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(harness, "_PRESETS", dict(harness._PRESETS))
+    monkeypatch.setattr(presets, "_PRESETS", dict(presets._PRESETS))
 
 
 SGD = Group("sgd", lambda settings: optax.identity())
