@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # What a run's numbers do not determine.
-TIMES = ("seconds", "tokens_per_second", "step_milliseconds")
+INCIDENTAL = ("seconds", "tokens_per_second", "step_milliseconds", "commit")
 META_ITERATIONS = 400
 METATRAIN = f"""
     --variant base --features gradient momentum --momentum-decays 0.9 --factored-decays 0.9 --hidden 2 --widths 64 10
@@ -71,7 +71,7 @@ class Case(NamedTuple):
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Whole lines of a file, without what depends on the clock."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
+    return [{name: value for name, value in json.loads(line).items() if name not in INCIDENTAL} for line in lines]
 
 
 def metatrain_case() -> Case:
