@@ -38,6 +38,11 @@ def newton_schulz_in_registers(
     Raises:
       ValueError: unknown coefficients, or a matrix that is too large.
 
+    Example:
+      >>> y = newton_schulz_in_registers(jnp.diag(jnp.array([1.0, 0.5])), "polar_express")
+      >>> bool(jnp.all(jnp.abs(jnp.diag(y) - 1.0) < 0.16))
+      True
+
     Source: https://kellerjordan.github.io/posts/muon.
     """
     triples = resolve_coefficients(coefficients)
