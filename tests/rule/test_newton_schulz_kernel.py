@@ -34,10 +34,10 @@ def test_a_large_matrix_is_refused():
 # Newer versions of JAX announce that Pallas will leave Triton for Mosaic.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 def test_it_lowers_for_a_gpu():
+    x = jnp.zeros((4, 10, 32))  # made before the mesh, which has no device to make it on
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    automatic = (jax.sharding.AxisType.Auto,)  # nothing is split, also not inside of the kernel
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=automatic, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(jax.vmap(lambda x: newton_schulz_in_registers(x, interpret=False))).trace(
-            jnp.zeros((4, 10, 32))
-        )
+        traced = jax.jit(jax.vmap(lambda x: newton_schulz_in_registers(x, interpret=False))).trace(x)
         assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
