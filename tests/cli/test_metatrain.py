@@ -189,6 +189,19 @@ def test_several_networks_are_resumed(data, tmp_path, monkeypatch):
     assert seen[0] == seen[1] and seen[1].networks == ((64, 32, 10), (64, 10))
 
 
+def test_a_resumed_run_takes_as_many_devices(tmp_path, monkeypatch):
+    """Their number is in the bits, and the machine may have got more cores, or fewer."""
+    seen = []
+    monkeypatch.setattr(metatrain, "_mesh", seen.append)
+    monkeypatch.setattr(metatrain, "run_metatrain", lambda config, **options: None)
+    monkeypatch.setattr(metatrain, "_draw", lambda config: None)
+    header = {"config": dataclasses.asdict(MetaTrainConfig()), "options": {}, "devices": 3}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(header) + "\n")
+    for more in ([], ["--devices", "2"]):
+        main(["metatrain", "--resume", "--out", str(tmp_path), *more])
+    assert seen == [3, 2]
+
+
 # Commands of the page that are not run, and why.
 NOT_RUN = {
     **{f"celo2 data prepare {name} --out images": "fetches" for name in ("mnist", "fashion_mnist", "cifar10", "svhn")},

@@ -50,7 +50,8 @@ class Config:
     resume: bool = False
     """Continue the run in the folder with its own settings. Other options may be left out."""
     devices: int = 0
-    """Devices that the tasks are spread over: cores, or graphics cards; 0 for all. The result is the same."""
+    """Devices that the tasks are spread over: cores, or graphics cards; 0 for all. The result is the same but for
+    rounding, so that a resumed run takes as many as before."""
     checkpoint_every: int = 100
     """Iterations between checkpoints."""
     log_every: int = 10
@@ -106,7 +107,7 @@ _RUN_OPTIONS = (
     "log_every",
 )
 _FILES = ("text", "inner_text")
-# What a resumed run does not take from the run that it resumes.
+# What is not among the options that a run writes down for the one that resumes it.
 _NOT_SAVED = ("out", "resume", "start_from", "continue_from", "devices", "rule", "config")
 
 
@@ -119,7 +120,7 @@ def defaults(config: Config) -> Config:
             options = {name: value for name, value in saved.options.items() if name in known}
             options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
             options |= {name: Path(options[name]) for name in _FILES if options.get(name) is not None}
-            return Config(config=saved.config, **options)
+            return Config(config=saved.config, devices=saved.devices, **options)
         if config.continue_from is not None:
             return Config(config=load_portable(config.continue_from).config)
     return Config()
@@ -181,7 +182,9 @@ def _mesh(devices: int) -> Mesh:
         jax.config.update("jax_num_cpu_devices", devices or _cores())
     there = jax.devices()
     if devices > len(there):
-        raise InputError(f"devices = {devices}: JAX has {len(there)} of the platform {there[0].platform}")
+        raise InputError(
+            f"devices = {devices}: JAX has {len(there)} of the platform {there[0].platform}; give --devices {len(there)}"
+        )
     return task_mesh(there[: devices or None])
 
 

@@ -58,10 +58,12 @@ class SavedRun(NamedTuple):
     Attributes:
       config: of the run.
       options: what its caller wanted to find again.
+      devices: how many its tasks were spread over; 0 if it does not say.
     """
 
     config: MetaTrainConfig
     options: dict[str, Any]
+    devices: int
 
 
 def saved_run(out: str | Path) -> SavedRun:
@@ -78,10 +80,10 @@ def saved_run(out: str | Path) -> SavedRun:
         raise RunError(f"out = {str(out)!r}: nothing to resume ({METRICS_FILE} is missing).")
     try:
         header = json.loads(path.read_text(errors="replace").splitlines()[0])
-        config, options = header["config"], dict(header["options"])
+        config, options, devices = header["config"], dict(header["options"]), int(header.get("devices", 0))
     except (ValueError, IndexError, KeyError, TypeError, RecursionError):
         raise RunError(f"{path}: does not start with the header of a run, so it cannot go on.") from None
-    return SavedRun(config_from(config, str(path)), options)
+    return SavedRun(config_from(config, str(path)), options, devices)
 
 
 def run_metatrain(
@@ -119,9 +121,9 @@ def run_metatrain(
       inner_text: a text file for the tasks on text (`text_tasks`); None: the text that Python carries.
       start_from: weights to begin with (see `load_weights`), of the configuration of `config`; None: random ones.
       continue_from: a `portable.msgpack` whose theta, outer optimizer and iteration a new run goes on from.
-      resume: go on from the folder's newest checkpoint, to the bits of a run that was never stopped.
+      resume: go on from the folder's newest checkpoint, on as many devices to the bits of a run that was never stopped.
       mesh: devices that the tasks are spread over, as `task_mesh` gives it; of one process's devices, as many are used
-        as divide the tasks evenly. Their number leaves no trace in the result, and may change when a run is resumed.
+        as divide the tasks evenly. Their number changes the rounding of the result and nothing else.
       checkpoint_every: iterations between checkpoints.
       log_every: iterations between lines of metrics (means over them).
       evaluation: how thetas are judged along the way.
