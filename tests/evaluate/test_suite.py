@@ -44,7 +44,7 @@ def test_built_in_suites():
     for name, description in suites().items():
         suite = load_suite(name)
         assert suite.name == name and description and total_steps(suite)[0] > 1
-    assert total_steps(load_suite("nano")) == (4 * 3 * 3, 36000)
+    assert total_steps(load_suite("nano")) == (7 * 4 * 3, 84000)
     assert total_steps(load_suite("long")) == (2, 40000)
     assert [task.size for task in load_suite("widths").tasks] == ["nano-64", "nano", "nano-256", "nano-512"]
 

@@ -17,7 +17,7 @@ from celo2_harness.cli._optimizers import make_contender
 from celo2_harness.cli._setup import input_errors
 from celo2_harness.evaluate import InputError, Run, State, StopSignals, Suite, SuiteTask, load_suite, run_suite
 from celo2_harness.evaluate.runner import RUNS
-from celo2_harness.evaluate.suite import check_trials
+from celo2_harness.evaluate.suite import check_trials, suites
 from celo2_harness.tasks import Task, make_task
 
 _REFRESH_SECONDS = 0.2
@@ -32,8 +32,9 @@ class Config:
     one folder, on several machines too if it is shared. `celo2 report` makes tables and pictures of it.
     """
 
-    suite: tyro.conf.Positional[str]
-    """A built-in suite (long, nano, smoke, stability, widths), or a TOML file."""
+    suite: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(help=f"A built-in suite ({', '.join(suites())}), or a TOML file.")
+    ]
     out: Path | None = None
     """Folder of the results; by default runs/ and the suite's name."""
     processes: int = 1

@@ -140,7 +140,7 @@ def load_suite(source: str | Path) -> Suite:
         InputError: if there is none, or something in it is not as it must be; the message names the key.
 
     >>> load_suite("nano").search.learning_rates
-    (0.0003, 0.001, 0.003)
+    (0.0003, 0.001, 0.003, 0.01)
     """
     path = Path(source)
     if str(source) in suites():
