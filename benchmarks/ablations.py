@@ -5,14 +5,14 @@ Usage: python benchmarks/ablations.py DATA [--only NAME ...] [--out meta-trainin
 
 DATA is a folder of 8x8 image sets, as `celo2 metatrain --data` takes it. A variant whose weights are there is not
 trained again, and one that was stopped goes on. A new variant is a row of `VARIANTS`. On one core of a small machine a
-variant takes 6 minutes, `hidden_16` 12. The second command is to be given in the repository's root, because one
+variant takes 6 minutes. The second command is to be given in the repository's root, because one
 optimizer of the suite is `make` of this file.
 """
 
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
@@ -21,22 +21,31 @@ from celo2_harness.cli.main import main as celo2
 from celo2_harness.presets import Group, Preset, find_preset
 
 BUDGET = "--iterations 1400 --outer-learning-rate 2e-3 --outer-schedule cosine --seed 0 --devices 1"
-# What is changed, as options of `celo2 metatrain`, and the preset that the weights are for.
+
+
+class Variant(NamedTuple):
+    """What is changed: in words, and as options of `celo2 metatrain`; and the preset that the weights are for."""
+
+    label: str
+    options: str = ""
+    preset: str = "celo2_ortho"
+
+
 VARIANTS = {
-    "per_step": ("", "celo2_ortho"),
-    "none": ("--normalization none", "celo2_ortho"),
-    "rolling": ("--normalization rolling", "celo2_ortho"),
-    "clip": ("--normalization clip", "celo2_ortho"),
-    "unaugmented": ("--augmentation 1", "celo2_ortho"),
-    "hidden_4": ("--hidden 4", "celo2_ortho"),
-    "hidden_16": ("--hidden 16", "celo2_ortho"),
-    "decay_0.999": ("--second-moment-decay 0.999", "celo2_ortho"),
-    "base": ("--variant base", "celo2_base"),
+    "default": Variant("default"),
+    "none": Variant("no output normalisation", "--normalization none"),
+    "rolling": Variant("rolling RMS", "--normalization rolling"),
+    "clip": Variant("clipped RMS", "--normalization clip"),
+    "unaugmented": Variant("no task augmentation", "--augmentation 1"),
+    "hidden_4": Variant("4 hidden units", "--hidden 4"),
+    "hidden_16": Variant("16 hidden units", "--hidden 16"),
+    "decay_0.999": Variant("second-moment decay 0.999", "--second-moment-decay 0.999"),
+    "base": Variant("no Newton-Schulz, no AdamW", "--variant base", "celo2_base"),
 }
 SUITE = """name = "ablations"
 description = "Celo2 with one part changed at a time, each meta-trained for 1,400 iterations; nano GPT, 500 steps"
-baseline = "per_step"
-rival = "per_step"
+baseline = "default"
+rival = "default"
 
 [[tasks]]
 name = "language_model"
@@ -51,11 +60,11 @@ weight_decays = [0.1]
 selection_seeds = [0]
 report_seeds = [1, 2]
 """
-NEWTON_SCHULZ_ONLY = """
+NO_ADAMW = """
 [[optimizers]]
-label = "per_step, the rule for the rest too"
+label = "no AdamW"
 make = "benchmarks.ablations:make"
-options = {weights = "meta-training/ablations/per_step.celo2"}
+options = {weights = "meta-training/ablations/default.celo2"}
 """
 
 
@@ -80,17 +89,16 @@ def main() -> int:
         if file.exists():
             continue
         begun = (run / "metrics.jsonl").exists()
-        words = ["--resume"] if begun else ["--data", options.data, *BUDGET.split(), *VARIANTS[name][0].split()]
+        words = ["--resume"] if begun else ["--data", options.data, *BUDGET.split(), *VARIANTS[name].options.split()]
         print(f"{name}: celo2 metatrain {' '.join(words)}")
         if status := celo2(["metatrain", "--out", str(run), *words]):
             return status
         shutil.copy(run / "weights.celo2", file)
-    there = [name for name in VARIANTS if (options.out / f"{name}.celo2").exists()]
     lines = [
-        f'\n[[optimizers]]\nlabel = "{name}"\npreset = "{VARIANTS[name][1]}"\nweights = "{name}.celo2"\n'
-        for name in there
+        f'\n[[optimizers]]\nlabel = "{variant.label}"\npreset = "{variant.preset}"\nweights = "{name}.celo2"\n'
+        for name, variant in VARIANTS.items()
     ]
-    (options.out / "ablations.toml").write_text(SUITE + "".join(lines) + NEWTON_SCHULZ_ONLY)
+    (options.out / "ablations.toml").write_text(SUITE + "".join(lines) + NO_ADAMW)
     print(f"suite: {options.out / 'ablations.toml'}")
     return 0
 

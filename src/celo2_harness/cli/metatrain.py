@@ -183,7 +183,7 @@ def _mesh(devices: int) -> Mesh:
     there = jax.devices()
     if devices > len(there):
         raise InputError(
-            f"devices = {devices}: JAX has {len(there)} of the platform {there[0].platform}; give --devices {len(there)}"
+            f"devices = {devices}: JAX has {len(there)} of the platform {there[0].platform}; choose 0 to {len(there)}"
         )
     return task_mesh(there[: devices or None])
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from celo2_harness.evaluate.claims import Claims
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.loop import Progress, train_step
-from celo2_harness.evaluate.plan import Run, grids, plan, total_steps
+from celo2_harness.evaluate.plan import Run, Trial, grids, plan, total_steps
 from celo2_harness.evaluate.records import append_record, prepare_folder, provenance, read_lines, write_errors
 from celo2_harness.evaluate.rows import final_loss
 from celo2_harness.evaluate.single import Contender, run_once, run_settings, settings_key
@@ -77,24 +77,8 @@ def run_suite(
         InputError: if the pattern leaves nothing, the folder cannot be written, or a file in it is damaged. What was
             recorded before is safe.
     """
-    # Everything is made before anything runs: what is wrong with the last optimizer should show now.
-    contenders, settings = {}, {}
-    specified = {task.label: task for task in suite.tasks}
-    optimizers = {optimizer.label: optimizer for optimizer in suite.optimizers}
-    needed = grids(suite, only)
-    if not needed:
-        pairs = ", ".join(f"{grid[0].task}/{grid[0].optimizer}" for grid in grids(suite))
-        raise InputError(f"only = {only!r}: expected a part of {pairs}; * stands for anything")
-    tasks = {label: make_task(specified[label]) for label in dict.fromkeys(grid[0].task for grid in needed)}
-    described = {label: task.describe() for label, task in tasks.items()}
-    for grid in needed:
-        for trial in grid:
-            task, optimizer = specified[trial.task], optimizers[trial.optimizer]
-            contenders[trial] = make_contender(optimizer, trial.learning_rate, trial.weight_decay, task.steps)
-            for seed in {*suite.search.selection_seeds, *suite.search.report_seeds}:
-                settings[Run(trial, seed)] = run_settings(
-                    described[trial.task], contenders[trial], steps=task.steps, seed=seed, eval_every=task.eval_every
-                )
+    steps_of = {task.label: task.steps for task in suite.tasks}
+    tasks, contenders, settings = _make_everything(suite, only, make_task, make_contender)
     keys = {run: settings_key(of_run) for run, of_run in settings.items()}
     prepare_folder(folder)
     path = folder / RUNS
@@ -112,7 +96,7 @@ def run_suite(
                 runs = plan(suite, final, only)
                 left = [run for run in runs if run not in final]
                 finished = [run for run in runs if run in final]
-                on_state(State(len(finished), total, sum(specified[r.trial.task].steps for r in finished), steps))
+                on_state(State(len(finished), total, sum(steps_of[r.trial.task] for r in finished), steps))
                 if not left:
                     for run in finished:  # what a kill has left between the record and the removal
                         _clear(_place(folder, keys[run]), done[keys[run]])
@@ -146,6 +130,34 @@ def run_suite(
                     claims.release(keys[run])
         finally:
             claims.close()
+
+
+def _make_everything(
+    suite: Suite,
+    only: str | None,
+    make_task: Callable[[SuiteTask], Task],
+    make_contender: Callable[[SuiteOptimizer, float, float, int], Contender],
+) -> tuple[dict[str, Task], dict[Trial, Contender], dict[Run, dict[str, Any]]]:
+    """Tasks by label, optimizers by trial and settings by run, before anything runs: what is wrong with the last
+    optimizer should show at once."""
+    specified = {task.label: task for task in suite.tasks}
+    optimizers = {optimizer.label: optimizer for optimizer in suite.optimizers}
+    needed = grids(suite, only)
+    if not needed:
+        pairs = ", ".join(f"{grid[0].task}/{grid[0].optimizer}" for grid in grids(suite))
+        raise InputError(f"only = {only!r}: expected a part of {pairs}; * stands for anything")
+    tasks = {label: make_task(specified[label]) for label in dict.fromkeys(grid[0].task for grid in needed)}
+    described = {label: task.describe() for label, task in tasks.items()}
+    contenders, settings = {}, {}
+    for grid in needed:
+        for trial in grid:
+            task, optimizer = specified[trial.task], optimizers[trial.optimizer]
+            contenders[trial] = make_contender(optimizer, trial.learning_rate, trial.weight_decay, task.steps)
+            for seed in {*suite.search.selection_seeds, *suite.search.report_seeds}:
+                settings[Run(trial, seed)] = run_settings(
+                    described[trial.task], contenders[trial], steps=task.steps, seed=seed, eval_every=task.eval_every
+                )
+    return tasks, contenders, settings
 
 
 def _place(folder: Path, key: str) -> Path:
