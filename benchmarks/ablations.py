@@ -43,7 +43,7 @@ VARIANTS = {
     "base": Variant("no Newton-Schulz, no AdamW", "--variant base", "celo2_base"),
 }
 SUITE = """name = "ablations"
-description = "Celo2 with one part changed at a time, each meta-trained for 1,400 iterations; nano GPT, 500 steps"
+description = "Celo2 with one part changed at a time, each meta-trained for 1,400 iterations; nano GPT, 300 steps"
 baseline = "default"
 rival = "default"
 
@@ -51,7 +51,7 @@ rival = "default"
 name = "language_model"
 size = "nano"
 batch = 16
-steps = 500
+steps = 300
 eval_every = 25
 
 [search]
