@@ -53,6 +53,7 @@ size = "nano"
 batch = 16
 steps = 300
 eval_every = 25
+label = "ablations"
 
 [search]
 learning_rates = [3e-4, 1e-3, 3e-3]

@@ -18,7 +18,7 @@ from celo2_harness.cli.main import COMMANDS
 from celo2_harness.evaluate import OPTIMIZERS, suites
 from celo2_harness.evaluate.report import Section, update_markdown
 from celo2_harness.evaluate.results import read_results, sort_results
-from celo2_harness.evaluate.tables import result_tables
+from celo2_harness.evaluate.tables import overview_table, result_tables
 from celo2_harness.routing import BUILT_IN
 from celo2_harness.tasks import TASKS
 
@@ -146,7 +146,11 @@ def test_tables_of_results_are_those_of_the_kept_runs(tmp_path):
         pytest.skip("no runs are kept")
     records = read_results(kept)
     without_weights = {name for name, preset in PRESETS.items() if preset.weights is None}
-    sections = [Section(r.title, result_tables(r), []) for r in sort_results(records, without_weights)]
+    tasks = sort_results(records, without_weights)
+    sections = [
+        Section("overview", [overview_table(tasks)], []),
+        *(Section(r.title, result_tables(r), []) for r in tasks),
+    ]
     copy = tmp_path / "results.md"
     copy.write_text(PAGES["docs/results.md"])
     update_markdown(copy, sections)

@@ -11,7 +11,7 @@ from celo2_harness.evaluate.report import Section, update_markdown, write_small
 from celo2_harness.evaluate.results import read_results, sort_results
 from celo2_harness.evaluate.significance import Difference, paired_difference
 from celo2_harness.evaluate.spikes import peaks, spikes
-from celo2_harness.evaluate.tables import Table, comparison_table, result_tables, search_table
+from celo2_harness.evaluate.tables import Table, comparison_table, overview_table, result_tables, search_table
 
 
 def record(name, losses, rate=0.1, decay=0.0, seed=0, status="finished", ms=2.0, optimizer=(), **header):
@@ -181,6 +181,15 @@ def test_a_later_run_replaces_a_failed_one_and_not_the_other_way_round(tmp_path)
     for lines in ([failed, finished], [finished, failed]):
         (tmp_path / "any.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         assert [r["status"] for r in read_results([tmp_path])] == ["finished"]
+
+
+def test_the_overview_has_what_was_on_several_tasks():
+    lines = [record("sgd", [5, 1.0]), record("adamw", [5, 2.0]), record("adamw", [5, 2.5], seed=1)]
+    lines += [line | {"task": "other", "settings": line["settings"] | {"model": {"width": 64}}} for line in lines[1:]]
+    lines += [record("lion", [5, 3.0])]
+    table = overview_table(sort_results(lines))
+    assert table.headings == ["optimizer", "language_model", "other"]
+    assert table.rows == [["adamw", "2.2500 ± 0.3536", "2.2500 ± 0.3536"]]
 
 
 def test_what_is_kept_gives_the_same_tables_and_names_no_folder(tmp_path):

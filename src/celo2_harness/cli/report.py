@@ -24,7 +24,10 @@ from celo2_harness.evaluate.report import (
     write_small,
 )
 from celo2_harness.evaluate.results import read_results, sort_results
-from celo2_harness.evaluate.tables import NONE, Table, result_tables
+from celo2_harness.evaluate.tables import NONE, Table, overview_table, result_tables
+
+OVERVIEW = "overview"
+"""Title of the section on all tasks, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,9 @@ class Config:
 
 def _training_sections(records: Sequence[Mapping[str, Any]], folder: Path) -> list[Section]:
     without_weights = {name for name, preset in harness.presets().items() if preset.weights is None}
-    return [
-        Section(results.title, result_tables(results), draw(results, folder))
-        for results in sort_results(records, without_weights)
-    ]
+    tasks = sort_results(records, without_weights)
+    sections = [Section(results.title, result_tables(results), draw(results, folder)) for results in tasks]
+    return [Section(OVERVIEW, [overview_table(tasks)], []), *sections] if len(tasks) > 1 else sections
 
 
 # Kind of record -> what makes sections of all records of that kind. Records without a kind are of training runs.

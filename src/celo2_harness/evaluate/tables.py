@@ -43,6 +43,18 @@ def result_tables(results: Results) -> list[Table]:
     return tables + ([spikes] if spikes.rows else [])
 
 
+def overview_table(tasks: Sequence[Results]) -> Table:
+    """Returns the final losses of all optimizers that were on several tasks, a column per task."""
+    rows = {results.title: {row.name: row for row in results.rows} for results in tasks}
+    names = dict.fromkeys(name for of_task in rows.values() for name in of_task)
+    counts = {name: sum(name in of_task for of_task in rows.values()) for name in names}
+    names = sorted((name for name in names if counts[name] > 1), key=lambda name: -counts[name])
+    titles = [title for title, of_task in rows.items() if any(name in of_task for name in names)]
+    cells = [[name, *(_loss(rows[t][name]) if name in rows[t] else NONE for t in titles)] for name in names]
+    notes = ["Mean final loss over seeds ± standard deviation, each optimizer at its best trial on that task."]
+    return Table("All tasks", ["optimizer", *titles], cells, notes)
+
+
 def comparison_table(results: Results) -> Table:
     """Returns one line per optimizer, at its best trial, the lowest final loss first."""
     baseline = next((row for row in results.rows if row.name == results.baseline), None)
