@@ -31,8 +31,8 @@ class Variant(NamedTuple):
     lines: str = 'preset = "celo2_ortho"'
 
 
-# What Newton-Schulz returns has an RMS of about 0.1 in these matrices. Where nothing scales that to one, rates have to be
-# ten times as large, and AdamW's, for embeddings and vectors, as before.
+# What Newton-Schulz returns has an RMS of about 0.1 in these matrices. Where nothing scales that to one, rates have to
+# be ten times as large, and AdamW's, for embeddings and vectors, as before.
 UNSCALED = """preset = "celo2_ortho"
 learning_rates = [1e-2, 3e-2, 1e-1]
 options = {rest_learning_rate_factor = 2.0}"""
@@ -79,7 +79,7 @@ def make(learning_rate: Any, weight_decay: float, total_steps: int, weights: str
     del total_steps  # the schedule knows it
     hidden = find_preset("celo2_ortho").hidden
     rest = Group("celo2", find_preset("celo2_base").hidden.direction)
-    preset = Preset("celo2_newton_schulz", "Celo2 for all leaves, Newton-Schulz on hidden matrices", hidden, rest, 1e-3)
+    preset = Preset("celo2_without_adamw", "Celo2 for all leaves", hidden, rest, learning_rate=1e-3, weights="celo2")
     return harness.build(preset=preset, learning_rate=learning_rate, weight_decay=weight_decay, weights=weights)
 
 

@@ -1,13 +1,68 @@
-"""Scripts whose figures the documentation quotes, at small size: kills, and memory over many steps."""
+"""Scripts whose figures the documentation quotes, at small size: kills, memory over many steps, ablations."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+from celo2_harness import load_weights
+from celo2_harness.evaluate import load_suite
+from celo2_harness.evaluate.suite import check_trials
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "benchmarks"
+ABLATIONS = ROOT / "meta-training" / "ablations"
+
+
+def test_the_ablations_are_those_that_were_trained(tmp_path, monkeypatch):
+    """The suite is what the script writes, every optimizer has as many trials, and each file has its one change."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import ablations
+
+    for name in ablations.VARIANTS:
+        (tmp_path / f"{name}.celo2").touch()  # nothing is left to train
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "no-data", "--out", str(tmp_path)])
+    assert ablations.main() == 0
+    suite = (ABLATIONS / "ablations.toml").read_text()
+    assert (tmp_path / "ablations.toml").read_text() == suite
+    check_trials(load_suite(ABLATIONS / "ablations.toml"))
+
+    default = load_weights(ABLATIONS / "default.celo2").provenance["config"]
+    differences = {}
+    for name in ablations.VARIANTS:
+        config = load_weights(ABLATIONS / f"{name}.celo2").provenance["config"]
+        rule = {key: value for key, value in config["rule"].items() if value != default["rule"][key]}
+        rest = {key: value for key, value in config.items() if key != "rule" and value != default[key]}
+        differences[name] = rule | rest
+    assert differences == {
+        "default": {},
+        "none": {"normalization": "none"},
+        "rolling": {"normalization": "rolling"},
+        "clip": {"normalization": "clip"},
+        "unaugmented": {"augmentation": 1.0},
+        "hidden_4": {"hidden": 4},
+        "hidden_16": {"hidden": 16},
+        "decay_0.999": {"second_moment_decay": 0.999},
+        "base": {"variant": "base"},
+    }
+
+
+def test_the_ablation_without_adamw(monkeypatch):
+    """A vector moves by the learned rule: RMS one times the learning rate, where AdamW would have twenty times that."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import ablations
+
+    tx = ablations.make(lambda step: 1e-3, 0.0, 10, str(ABLATIONS / "default.celo2"))
+    params = {"layer": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}}
+    gradients = jax.tree.map(lambda p: jnp.asarray(np.random.default_rng(0).normal(size=p.shape), p.dtype), params)
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
+    for update in jax.tree.leaves(updates):
+        assert np.sqrt(np.mean(np.square(update))) == pytest.approx(1e-3, rel=1e-3)
 
 
 @pytest.mark.slow
