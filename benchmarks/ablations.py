@@ -34,7 +34,7 @@ class Variant(NamedTuple):
 # What Newton-Schulz returns has an RMS of about 0.1 in these matrices. Where nothing scales that to one, rates have to
 # be ten times as large, and AdamW's, for embeddings and vectors, as before.
 UNSCALED = """preset = "celo2_ortho"
-learning_rates = [1e-2, 3e-2, 1e-1]
+learning_rates = [3e-2, 1e-1, 3e-1]
 options = {rest_learning_rate_factor = 2.0}"""
 VARIANTS = {
     "default": Variant("default"),
