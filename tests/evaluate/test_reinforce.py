@@ -19,7 +19,7 @@ from celo2_harness.evaluate import (
     reinforce,
     return_curves,
 )
-from celo2_harness.evaluate.returns import bootstrap_interval
+from celo2_harness.evaluate.returns import ReturnRun, bootstrap_interval
 from celo2_harness.tasks.reinforcement import ActorCriticConfig, ConvolutionConfig, PPOConfig, make_environments
 
 # One shape and one optimizer for nearly all tests: compiling takes longer than running.
@@ -253,3 +253,11 @@ def test_the_interval_is_that_of_the_bootstrap():
     assert [low[0], high[0]] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.05)
     low, high = bootstrap_interval(np.array([[2.0, np.nan]]))
     assert low[0] == high[0] == 2.0 and np.isnan([low[1], high[1]]).all()
+
+
+def test_a_curve_ends_where_its_run_stopped():
+    """Points every 100 of 5,000 steps, a window of 500; the run stopped after 250: points at 100, 200 and 300."""
+    run = ReturnRun("g", "a", {}, 0, 5000, "unfinished", np.array([50, 150, 250]), np.array([1.0, 2.0, 9.0]))
+    (curve,) = return_curves([run])
+    assert np.flatnonzero(np.isfinite(curve.mean)).tolist() == [0, 1, 2]
+    assert curve.mean[:3].tolist() == [1.0, 1.5, 4.0] and curve.final == [4.0]
