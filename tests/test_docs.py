@@ -15,6 +15,7 @@ import pytest
 
 from celo2_harness import harness, schedules
 from celo2_harness.cli.main import COMMANDS
+from celo2_harness.cli.report import OVERVIEW
 from celo2_harness.evaluate import OPTIMIZERS, suites
 from celo2_harness.evaluate.report import Section, update_markdown
 from celo2_harness.evaluate.results import read_results, sort_results
@@ -148,7 +149,7 @@ def test_tables_of_results_are_those_of_the_kept_runs(tmp_path):
     without_weights = {name for name, preset in PRESETS.items() if preset.weights is None}
     tasks = sort_results(records, without_weights)
     sections = [
-        Section("overview", [overview_table(tasks)], []),
+        Section(OVERVIEW, [overview_table(tasks)], []),
         *(Section(r.title, result_tables(r), []) for r in tasks),
     ]
     copy = tmp_path / "results.md"

@@ -168,7 +168,7 @@ def _windowed_means(run: ReturnRun, steps: np.ndarray, window: float) -> Float64
     since = np.searchsorted(run.steps, steps - window, side="right")
     counts = upto - since
     # Beyond where a run stopped the window would thin out to its very last episodes.
-    reached = run.total if run.status == "finished" else max(run.steps, default=0)
+    reached = run.total if run.status == "finished" else run.steps.max(initial=0)
     counts = np.where(steps < reached + steps[0], counts, 0)
     return np.where(counts > 0, (sums[upto] - sums[since]) / np.maximum(counts, 1), np.nan)
 
