@@ -46,7 +46,7 @@ def test_files(whole, images):
     header, *rest = lines(out)
     assert header["sets"] == ["even", "odd"] and header["config"]["iterations"] == 3 and header["versions"]["jax"]
     assert len(header["data_sha256"]) == 64 and "commit" in header and header["device"]
-    assert saved_run(out) == (CONFIG, {"data": images})
+    assert saved_run(out) == (CONFIG, {"data": images}, header["devices"]) and header["devices"] == 1
     assert [line["iteration"] for line in rest] == [1, 2, 3] and rest == logged
     assert set(rest[0]["meta_loss"]) == {"even", "odd"} and rest[0]["gradient_norm"] > 0
     assert rest[0]["iterations_per_second"] is None and rest[2]["iterations_per_second"] > 0

@@ -99,8 +99,8 @@ def total_steps(suite: Suite, only: str | None = None) -> tuple[int, int]:
     """Returns how many runs a suite has, and how many steps they take together.
 
     >>> from celo2_harness.evaluate import load_suite
-    >>> total_steps(load_suite("nano"))
-    (36, 36000)
+    >>> total_steps(load_suite("long"))
+    (2, 40000)
     """
     selection, report = suite.search.selection_seeds, suite.search.report_seeds
     extra = 0 if set(report) == set(selection) else len(report)
