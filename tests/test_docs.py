@@ -146,7 +146,7 @@ def test_tables_of_results_are_those_of_the_kept_runs(tmp_path):
     if not kept:
         pytest.skip("no runs are kept")
     records = read_results(kept)
-    without_weights = {name for name, preset in PRESETS.items() if preset.weights is None}
+    without_weights = {name for name, preset in PRESETS.items() if not preset.learned}
     tasks = sort_results(records, without_weights)
     sections = [
         Section(OVERVIEW, [overview_table(tasks)], []),

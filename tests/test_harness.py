@@ -41,6 +41,7 @@ BAD = {
     "negative warmup": ({"total_steps": 10, "warmup": -0.1}, "warmup = -0.1"),
     "warmup not a number": ({"total_steps": 10, "warmup": math.nan}, "warmup = nan"),
     "warmup of words": ({"total_steps": 10, "warmup": "5%"}, "warmup = '5%'"),
+    "weights of none": ({"preset": "adamw", "weights": "celo2"}, "weights = 'celo2': preset adamw has no learned rule"),
     "unknown weights": ({"weights": "celo3"}, "celo3: cannot be read.*bundled names.*celo2"),
 }
 

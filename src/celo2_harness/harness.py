@@ -81,7 +81,7 @@ def build(
       schedule: name of the schedule out of `celo2_harness.schedules.SCHEDULES`. VeLO keeps its own time instead.
       warmup: warm-up of the schedule: a fraction of the run if below one, else steps.
       weights: the learned rule: `Weights`, or what `load_weights` takes (of VeLO, `VeloWeights`, or what
-        `load_velo_weights` takes). None: the preset's default.
+        `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
       rest_learning_rate_factor: learning rate of the rest over that of hidden matrices. None: the preset's.
       rules: routing rules that go before the built-in ones (see `label_params`), or names of installed ones.
       strict: refuse leaves that no routing rule matches.

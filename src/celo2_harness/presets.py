@@ -87,6 +87,11 @@ class Preset:
     load: Callable[[Any], Any] | None = None
     own_course: bool = False
 
+    @property
+    def learned(self) -> bool:
+        """Whether it has a learned rule, and so takes weights."""
+        return self.weights is not None or self.load is not None
+
 
 def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformation:
     assert isinstance(settings.weights, Weights)
@@ -265,9 +270,13 @@ def preset_weights(recipe: Preset, weights: Weights | VeloWeights | str | None) 
     """The weights that a preset is built with: the given ones or its own, loaded; None if it has no learned rule.
 
     Raises:
-      ValueError: they cannot be loaded, or none are given where there are no default ones.
+      ValueError: they cannot be loaded, none are given where there are no default ones, or some where there is no
+        learned rule.
     """
-    if recipe.weights is None and recipe.load is None:
+    if not recipe.learned:
+        if weights is not None:
+            given = weights if isinstance(weights, str) else type(weights).__name__
+            raise ValueError(f"weights = {given!r}: preset {recipe.name} has no learned rule; leave it out.")
         return None
     source: Any = recipe.weights if weights is None else weights
     if source is None:

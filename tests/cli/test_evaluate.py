@@ -172,6 +172,7 @@ def test_from_a_suite_to_a_page(folder, capsys):
         ('preset = "adam"', "preset = 'adam': expected one of "),
         ('preset = "adamw"\noptions = {speed = 3}', "adamw: options.speed: there is none; expected some of "),
         ('preset = "celo2_ortho"\nweights = "none.celo2"', "none.celo2: cannot be read (No such file "),
+        ('preset = "adamw"\nweights = "celo2"', "weights = 'celo2': preset adamw has no learned rule"),
         ('preset = "adamw"\nguard = {spike_factor = 0.5}', "guard_updates: spike_factor = 0.5, expected "),
         ('optax = "adam"', "optax = 'adam': expected one of adamw, "),
         ('optax = "sgd"\noptions = {speed = 3}', "optax = 'sgd' with options {'speed': 3}: "),

@@ -13,6 +13,7 @@ import sys
 import pytest
 from helpers import random_velo
 
+from celo2_harness.cli import compare
 from celo2_harness.cli.main import COMMANDS, main
 
 # The smallest run there is: eight bytes of context, and evaluations only where they must be.
@@ -61,6 +62,8 @@ def folder(tmp_path):
         ("compare --preset adamw adamw", "preset = ['adamw', 'adamw']: expected "),
         ("compare --learning-rate 1e-3 0", "learning_rate = 0.0: expected "),
         ("compare --learning-rate 1 1", "learning_rate = [1.0, 1.0]: expected "),
+        ("compare --preset adamw muon --weights celo2", "weights = 'celo2': none of the presets has a learned rule"),
+        ("train --preset adamw --weights celo2", "weights = 'celo2': preset adamw has no learned rule; leave it out"),
         ("compare --seed 1 1", "seeds = [1, 1]: expected "),
         ("compare --out {}/empty/out", "out: cannot write to {}/empty/out: "),
         ("compare --text {}/none", "text: there is no file {}/none"),
@@ -172,6 +175,11 @@ def test_compare_prints_a_table_and_does_not_repeat_runs(folder, capsys):
     lines = (folder / "out" / "compare.jsonl").read_text().splitlines()
     assert [json.loads(line)["learning_rate"] for line in lines] == [0.001, 0.01]
     assert (folder / "out" / "compare.png").exists()
+
+
+def test_weights_of_compare_are_those_of_the_learned_rules():
+    config = compare.Config(preset=("celo2_base", "adamw"), weights="celo2")
+    assert [contender.settings["weights"] for contender in compare._contenders(config)] == ["celo2", None]
 
 
 def start_and_signal(words, number, line):

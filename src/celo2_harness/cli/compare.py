@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from celo2_harness import harness
 from celo2_harness.cli._progress import Display
 from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.evaluate import (
@@ -115,6 +116,9 @@ def _contenders(config: Config) -> list[Contender]:
         raise InputError(f"preset = {list(config.preset)}: expected one or more different names")
     if len(set(config.learning_rate)) < len(config.learning_rate):
         raise InputError(f"learning_rate = {list(config.learning_rate)}: expected different numbers")
+    learned = {name: preset.learned for name, preset in harness.presets().items()}
+    if config.weights is not None and not any(learned.get(preset, True) for preset in config.preset):
+        raise InputError(f"weights = {config.weights!r}: none of the presets has a learned rule; leave it out")
     contenders = []
     for preset in config.preset:
         default = default_learning_rate(preset)
@@ -126,7 +130,7 @@ def _contenders(config: Config) -> list[Contender]:
                 "weight_decay": config.weight_decay,
                 "schedule": config.schedule,
                 "warmup": config.warmup,
-                "weights": config.weights,
+                "weights": config.weights if learned[preset] else None,
                 "state_dtype": config.state_dtype,
             }
             contenders.append(Contender(preset, rate, make_optimizer(**arguments), arguments))

@@ -45,7 +45,7 @@ class Config:
 
 
 def _training_sections(records: Sequence[Mapping[str, Any]], folder: Path) -> list[Section]:
-    without_weights = {name for name, preset in harness.presets().items() if preset.weights is None}
+    without_weights = {name for name, preset in harness.presets().items() if not preset.learned}
     tasks = sort_results(records, without_weights)
     sections = [Section(results.title, result_tables(results), draw(results, folder)) for results in tasks]
     return [Section(OVERVIEW, [overview_table(tasks)], []), *sections] if len(tasks) > 1 else sections
