@@ -140,22 +140,30 @@ def test_suites_are_listed():
     assert sorted(listed) == sorted(suites())
 
 
-def test_tables_of_results_are_those_of_the_kept_runs(tmp_path):
-    """Between its markers, the page of results says what `celo2 report results --markdown` writes there."""
-    kept = sorted(ROOT.glob("results/*.jsonl"))
-    if not kept:
+@pytest.mark.parametrize(
+    "page, folders",
+    [
+        ("docs/results.md", ["results"]),
+        ("docs/stability.md", ["results/stability", "results/long", "results/widths"]),
+    ],
+)
+def test_tables_of_results_are_those_of_the_kept_runs(tmp_path, page, folders):
+    """Between its markers, a page of results says what `celo2 report FOLDER --markdown` writes there."""
+    if not (ROOT / "results").is_dir():
         pytest.skip("no runs are kept")
-    records = read_results(kept)
     without_weights = {name for name, preset in PRESETS.items() if not preset.learned}
-    tasks = sort_results(records, without_weights)
-    sections = [
-        Section(OVERVIEW, [overview_table(tasks)], []),
-        *(Section(r.title, result_tables(r), []) for r in tasks),
-    ]
-    copy = tmp_path / "results.md"
-    copy.write_text(PAGES["docs/results.md"])
-    update_markdown(copy, sections)
-    assert copy.read_text() == PAGES["docs/results.md"]
+    copy = tmp_path / "page.md"
+    copy.write_text(PAGES[page])
+    titles = set()
+    for folder in folders:
+        tasks = sort_results(read_results([ROOT / folder]), without_weights)
+        sections = [Section(r.title, result_tables(r), []) for r in tasks]
+        if len(tasks) > 1:
+            sections.insert(0, Section(OVERVIEW, [overview_table(tasks)], []))
+        update_markdown(copy, sections)
+        titles |= {section.title for section in sections}
+    assert copy.read_text() == PAGES[page]
+    assert set(re.findall(r"<!-- report: (.+) -->", PAGES[page])) <= titles
 
 
 _DEFAULTS = [(page, name) for page in PAGES for name, _ in _tables(page, "defaults")]

@@ -209,7 +209,7 @@ def test_tables_go_between_the_markers_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Before\n\n<!-- report: b c -->\nold\n<!-- end of report -->\n\nAfter.\n")
     for _ in range(2):  # again, it changes nothing
-        assert update_markdown(page, sections) == 1
+        assert update_markdown(page, sections) == []
         assert page.read_text() == (
             "# Before\n\n<!-- report: b c -->\n\n**b c**\n\n| optimizer | loss |\n| --- | ---: |\n| sgd | 1* |\n\n"
             "\\*: edge.\n\n<!-- end of report -->\n\nAfter.\n"
@@ -217,7 +217,11 @@ def test_tables_go_between_the_markers_of_a_page(tmp_path):
     page.write_text("<!-- report: * -->\n<!-- end of report -->\n")
     update_markdown(page, sections)
     assert page.read_text().index("**a**") < page.read_text().index("**b c**")
-    page.write_text("<!-- report: d -->\n<!-- end of report -->\n")
+    other = "<!-- report: d -->\nof another report\n<!-- end of report -->\n"
+    page.write_text("<!-- report: a -->\n<!-- end of report -->\n" + other)
+    assert update_markdown(page, sections) == ["d"]
+    assert "**a**" in page.read_text() and page.read_text().endswith(other)
+    page.write_text(other)
     with pytest.raises(InputError, match="wants 'd'; there is 'a', 'b c'"):
         update_markdown(page, sections)
     page.write_text("nothing")

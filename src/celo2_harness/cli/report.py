@@ -78,8 +78,8 @@ def run(config: Config) -> int:
         write_small(config.keep, records)
         print(f"kept: {config.keep}")
     if config.markdown is not None:
-        update_markdown(config.markdown, sections)
-        print(f"tables: {config.markdown}")
+        left = ", ".join(map(repr, update_markdown(config.markdown, sections)))
+        print(f"tables: {config.markdown}" + f" (left as they are: {left})" * bool(left))
     for section in sections:
         for picture in section.pictures:
             print(f"picture: {picture.path}")

@@ -79,32 +79,35 @@ def provenance_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{number} run{'s' * (number > 1)}: {line}" for line, number in counts.items()]
 
 
-def update_markdown(path: Path, sections: Sequence[Section]) -> int:
+def update_markdown(path: Path, sections: Sequence[Section]) -> list[str]:
     """Writes tables between the markers of a Markdown page, in place of what is there.
 
     A pair of markers is `<!-- report: TITLE -->` and `<!-- end of report -->`, each on a line of its own; the title is
-    that of a section, or * for all of them.
+    that of a section, or * for all of them. Markers of other titles are left as they are: a page may be made of several
+    reports.
 
     Args:
         path: The page.
         sections: What there is.
 
     Returns:
-        The number of marker pairs.
+        The titles that were left.
 
     Raises:
-        InputError: if the page cannot be read, has no markers, or one of them names a section that there is not.
+        InputError: if the page cannot be read, has no markers, or none of a section that there is.
     """
     try:
         page = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"markdown: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     by_title = {section.title: section for section in sections}
+    left = []
 
     def fill(match: re.Match[str]) -> str:
         title = match["title"]
         if title != "*" and title not in by_title:
-            raise InputError(f"markdown: {path} wants {title!r}; there is {', '.join(map(repr, by_title))}")
+            left.append(title)
+            return match[0]
         chosen = sections if title == "*" else [by_title[title]]
         tables = "\n\n".join(to_markdown(table) for section in chosen for table in section.tables)
         return f"<!-- report: {title} -->\n\n{tables}\n\n<!-- end of report -->"
@@ -115,8 +118,11 @@ def update_markdown(path: Path, sections: Sequence[Section]) -> int:
             f"markdown: {path} has no markers; put <!-- report: TITLE --> and <!-- end of report --> where tables go, "
             f"with one of {', '.join(map(repr, by_title))}, or * for all"
         )
+    if len(left) == number:
+        wanted = ", ".join(map(repr, left))
+        raise InputError(f"markdown: {path} wants {wanted}; there is {', '.join(map(repr, by_title))}")
     replace_file(path, page.encode())
-    return number
+    return left
 
 
 # What tables and pictures need, and what says where the numbers come from.
