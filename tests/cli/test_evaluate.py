@@ -142,7 +142,14 @@ def test_from_a_suite_to_a_page(folder, capsys):
     options = ["--data", "language_model=text.txt", "--only", "sgd"]
     assert main(["evaluate", "suite.toml", "--out", "out", *options]) == 0
     assert len(records(folder / "out")) == 2
-    more = ["--data", "language_model tiny=text.txt", "--optimizer", "an_optimizer:make"]
+    more = [
+        "--data",
+        "language_model tiny=text.txt",
+        "--data",
+        "language_model=none.txt",
+        "--optimizer",
+        "an_optimizer:make",
+    ]
     assert main(["evaluate", "suite.toml", "--out", "out", *more]) == 0
     lines = records(folder / "out")
     assert [line["name"] for line in lines] == ["sgd"] * 2 + ["adamw"] * 2 + ["an_optimizer:make"] * 2

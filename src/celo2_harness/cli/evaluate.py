@@ -1,6 +1,7 @@
 """`celo2 evaluate`: a suite of tasks, optimizers, learning rates, weight decays and seeds."""
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import sys
@@ -23,6 +24,9 @@ from celo2_harness.tasks import Task, make_task
 _REFRESH_SECONDS = 0.2
 _LINE_SECONDS = 30.0
 
+# Several words after one option, and the option several times.
+_Words = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -39,11 +43,11 @@ class Config:
     """Folder of the results; by default runs/ and the suite's name."""
     processes: int = 1
     """Runs that go on at the same time, each in a process of its own."""
-    data: tuple[str, ...] = ()
+    data: _Words = ()
     """NAME=PATH: a file or folder for a task, or for all tasks of a kind."""
     only: str | None = None
     """Leave out what does not match: a part of TASK/OPTIMIZER, * stands for anything."""
-    optimizer: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--optimizers"])] = ()
+    optimizer: Annotated[_Words, tyro.conf.arg(aliases=["--optimizers"])] = ()
     """More optimizers by import path, such as mypackage.mymodule:make."""
     retry_failed: bool = False
     """Do runs again that stopped with an error."""
@@ -81,7 +85,7 @@ def run(config: Config) -> int:
 
 
 def _work(suite: Suite, folder: Path, config: Config, should_stop: Any, display: Any, on_state: Any) -> bool:
-    paths = dict(_data(word) for word in config.data)
+    paths = dict(map(_data, itertools.chain(*config.data)))
     unknown = set(paths) - {task.label for task in suite.tasks} - {task.name for task in suite.tasks}
     if unknown:
         names = ", ".join(dict.fromkeys(name for task in suite.tasks for name in (task.label, task.name)))
@@ -136,7 +140,7 @@ def _suite(config: Config) -> Suite:
         sys.path.insert(0, os.getcwd())
         more = tuple(
             evaluate.read_optimizer({"make": path}, suite.search, Path(), f"optimizer {path}")
-            for path in config.optimizer
+            for path in itertools.chain(*config.optimizer)
         )
         suite = dataclasses.replace(suite, optimizers=suite.optimizers + more)
         check_trials(suite)
