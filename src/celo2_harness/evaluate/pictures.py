@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from celo2_harness.evaluate.plots import add_legend, look, new_axes, plot_comparison
 from celo2_harness.evaluate.results import Results
-from celo2_harness.evaluate.rows import final_loss, weight_decay
+from celo2_harness.evaluate.rows import common_points, final_loss, weight_decay
 
 
 class Picture(NamedTuple):
@@ -154,6 +154,34 @@ def _map(results: Results, name: str) -> tuple[list[float], list[float], list[li
     return rates, decays, [[means.get((rate, decay)) for rate in rates] for decay in decays]
 
 
+def plot_training(results: Results, path: Path, title: str) -> bool:
+    """Draws the training loss of every optimizer at its best trial, between evaluations: the mean, over seeds too, and
+    as a thin line the largest loss of any step."""
+    lines = []
+    for index, row in enumerate(results.rows):
+        runs = [r for r in results.runs_of(row) if "training_peak" in r]
+        means = common_points([r["training"] for r in runs])
+        highest = dict(common_points([r["training_peak"] for r in runs]))
+        # The first interval falls from the start and would squeeze the rest into a stripe.
+        points = [(step, statistics.fmean(values), max(highest[step])) for step, values in means[1:] if step in highest]
+        if len(points) > 1:
+            lines.append((index, row, points))
+    if not lines:
+        return False
+    figure, axes = new_axes(title, ylabel=f"training loss ({results.unit})")
+    for index, row, points in lines:
+        color, marker = look(index)
+        steps, means, high = zip(*points, strict=True)
+        every = max(1, len(steps) // 12)
+        axes.plot(
+            steps, means, color=color, marker=marker, markevery=every, markersize=5, linewidth=1.8, label=_label(row)
+        )
+        axes.plot(steps, high, color=color, linewidth=0.8, alpha=0.6)  # bands of several would be one mud
+    add_legend(axes, outside=True)
+    figure.savefig(path)
+    return True
+
+
 def plot_parameter_rms(results: Results, path: Path, title: str) -> bool:
     """Draws the root mean square of the parameters over the best trial of every optimizer."""
     rows = [(index, row) for index, row in enumerate(results.rows) if len(row.parameter_rms) > 1]
@@ -186,5 +214,6 @@ _KINDS: dict[str, tuple[str, _Plot]] = {
     "curves": ("held-out loss", plot_curves),
     "learning-rates": ("final loss by learning rate", plot_learning_rates),
     "maps": ("final loss by learning rate and weight decay", plot_maps),
+    "training": ("training loss", plot_training),
     "parameters": ("size of the parameters", plot_parameter_rms),
 }

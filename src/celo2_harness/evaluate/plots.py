@@ -81,7 +81,7 @@ def plot_comparison(
         unit: Of the loss.
     """
     figure, axes = new_axes(title, ylabel=f"held-out loss ({unit})")
-    tops, ends = [], []
+    tops, lows = [], []
     for index, row in enumerate(rows):
         if not row.curve:
             continue
@@ -92,7 +92,7 @@ def plot_comparison(
             label += " (diverged)"
         else:
             label += f": {row.validation_loss:.3f}"
-            ends.append(losses[-1])
+            lows.append(min(losses))
             # The fall from the start would squeeze the part where the curves differ into a stripe.
             tops.append(next((loss for step, loss in row.curve if step >= steps[-1] / 10), losses[0]))
         every = max(1, len(steps) // 12)
@@ -101,9 +101,9 @@ def plot_comparison(
             axes.fill_between(steps, row.low, row.high, color=color, alpha=0.2, linewidth=0)
         if row.name == baseline and row.status == "finished":
             axes.axhline(row.validation_loss, color=color, linewidth=1, linestyle="--", zorder=1)
-    if ends:
-        margin = 0.05 * (max(tops) - min(ends)) or 0.1
-        axes.set_ylim(min(ends) - margin, max(tops) + margin)
+    if lows:
+        margin = 0.05 * (max(tops) - min(lows)) or 0.1
+        axes.set_ylim(min(lows) - margin, max(tops) + margin)
     if axes.lines:
         add_legend(axes, outside=len(axes.lines) > 6)
     figure.savefig(path)

@@ -10,7 +10,7 @@ from celo2_harness._runs import first_difference
 from celo2_harness.evaluate.compare import RUNS as COMPARE_RUNS
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.records import read_lines
-from celo2_harness.evaluate.rows import FAILURES, Row, first_at_or_below, summarize
+from celo2_harness.evaluate.rows import FAILURES, Row, first_at_or_below, summarize, weight_decay
 from celo2_harness.evaluate.runner import RUNS
 from celo2_harness.evaluate.single import settings_key
 from celo2_harness.tasks import MODELS
@@ -47,6 +47,15 @@ class Results(NamedTuple):
     def searched(self) -> list[dict[str, Any]]:
         """Returns the runs of the search: those of the report would favour the trials that they are of."""
         return [r for r in self.records if r["seed"] in r.get("selection_seeds", [r["seed"]])]
+
+    def runs_of(self, row: Row) -> list[dict[str, Any]]:
+        """Returns the runs that a row is about."""
+        trial = (row.name, row.learning_rate, row.weight_decay)
+        return [
+            r
+            for r in self.records
+            if (r["name"], r["learning_rate"], weight_decay(r)) == trial and r["seed"] in row.finals
+        ]
 
 
 def _is_curve(value: Any) -> bool:

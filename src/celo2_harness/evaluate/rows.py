@@ -142,7 +142,7 @@ def _row(records: Sequence[Mapping[str, Any]]) -> Row:
     first, loss = records[0], mean_final_loss(records)
     times = [t for record in records if (t := record.get("step_milliseconds")) is not None]
     # Where a seed diverged, the curve ends at the last evaluation that all of them reached in good health.
-    points = _common_points([record["validation"] for record in records])
+    points = common_points([record["validation"] for record in records])
     several = len(records) > 1 and math.isfinite(loss)
     return Row(
         name=first["name"],
@@ -164,14 +164,16 @@ def _row(records: Sequence[Mapping[str, Any]]) -> Row:
         failures={},
         parameter_rms=[
             (step, statistics.fmean(values))
-            for step, values in _common_points([record.get("parameter_rms", []) for record in records])
+            for step, values in common_points([record.get("parameter_rms", []) for record in records])
         ],
         incomplete=0,
     )
 
 
-def _common_points(curves: Sequence[Sequence[Sequence[Any]]]) -> list[tuple[int, list[float]]]:
-    """The steps that all curves have, with their values, up to the first that is no number in one of them."""
+def common_points(curves: Sequence[Sequence[Sequence[Any]]]) -> list[tuple[int, list[float]]]:
+    """Returns the steps that all curves have, with their values, up to the first that is no number in one of them."""
+    if not curves:
+        return []
     by_step = [dict(map(tuple, curve)) for curve in curves]
     points = []
     for step in sorted(set(by_step[0]).intersection(*by_step[1:])):

@@ -110,12 +110,8 @@ def spike_table(results: Results) -> Table:
     for row in results.rows:
         found = [
             peaks(record["training"], record["training_peak"])
-            for record in results.records
-            if record["name"] == row.name
-            and record["learning_rate"] == row.learning_rate
-            and weight_decay(record) == row.weight_decay
-            and record["seed"] in row.finals
-            and "training_peak" in record
+            for record in results.runs_of(row)
+            if "training_peak" in record
         ]
         flat = [peak for run in found for peak in run]
         if flat:
