@@ -11,7 +11,14 @@ from celo2_harness.evaluate.report import Section, update_markdown, write_small
 from celo2_harness.evaluate.results import read_results, sort_results
 from celo2_harness.evaluate.significance import Difference, paired_difference
 from celo2_harness.evaluate.spikes import peaks, spikes
-from celo2_harness.evaluate.tables import Table, comparison_table, overview_table, result_tables, search_table
+from celo2_harness.evaluate.tables import (
+    Table,
+    comparison_table,
+    overview_table,
+    result_tables,
+    search_table,
+    spike_table,
+)
 
 
 def record(name, losses, rate=0.1, decay=0.0, seed=0, status="finished", ms=2.0, optimizer=(), **header):
@@ -76,6 +83,15 @@ def test_spikes_by_hand():
     assert [p.step for p in spikes(training, [[10, 9.0], [20, 6.0], [30, 4.6], [40, None]])] == [30, 40]
     # A jump enters the level as 1.5 times it: 2 -> 2.5, so 3.8 is a spike, and would be none after a level of 51.
     assert [p.step for p in spikes([[1, 2.0], [2, 100.0], [3, 2.0]], [[1, 2.0], [2, 100.0], [3, 3.8]])] == [2, 3]
+
+
+def test_the_table_of_spikes_says_what_a_guard_did():
+    curves = {"training": [[10, 4.0], [20, 2.0]], "training_peak": [[10, 9.0], [20, 6.0]]}
+    lines = [record("sgd", [5, 2.0], seed=s, guarded_steps=2 + s, **curves) for s in range(2)]
+    lines += [record("adamw", [5, 2.0], **curves)]
+    table = spike_table(*sort_results(lines))
+    assert table.rows == [["sgd", "2", "0", "1.50x", "20"], ["adamw", "1", "0", "1.50x", "20"]]
+    assert table.notes[1:] == ["sgd: 5 steps skipped or clipped by the guard."]
 
 
 def test_the_comparison_table_by_hand():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from celo2_harness.blocks import guard_updates
 from celo2_harness.evaluate import Contender, InputError, read_suite, run_suite
 from celo2_harness.evaluate.claims import Claims
 from celo2_harness.evaluate.records import append_record
@@ -160,3 +161,18 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_it_would_have(task, tmp
     assert {name: resumed[name] for name in curves} == {name: whole[name] for name in curves}
     # The record is not written yet: a kill now must find something to go on from.
     assert (tmp_path / "run").exists()
+
+
+def test_steps_on_which_a_guard_acted_are_counted(task):
+    """Gradients that are NaN at the third of four steps: one step is skipped, and without a guard nothing is said."""
+
+    def fail_once(updates, state, params=None):
+        return jax.tree.map(lambda u: jnp.where(state == 2, jnp.nan, u), updates), state + 1
+
+    broken = optax.GradientTransformation(lambda params: jnp.zeros([], int), fail_once)
+    tx = optax.chain(broken, guard_updates(optax.sgd(0.1)))
+    for optimizer, expected in ((tx, 1), (optax.sgd(0.1), None)):
+        contender = Contender("sgd", 0.1, optimizer, {"learning_rate": 0.1})
+        settings = run_settings(task.describe(), contender, steps=4, seed=0, eval_every=4)
+        record = run_once(task, contender, settings)
+        assert record["status"] == "finished" and record.get("guarded_steps") == expected

@@ -104,7 +104,8 @@ def run_once(
         The record, or None if the run was given up. `status` is "finished" or "diverged" (the held-out loss is no
         finite number; the run ends there). `validation`, `parameter_rms`, `training` and `training_peak` are pairs of
         step and number: the held-out loss, the root mean square of the parameters, and the mean and the largest
-        training loss of the steps since the evaluation before. `seconds` is the time of all, compilation too.
+        training loss of the steps since the evaluation before. `guarded_steps`, of optimizers in `guard_updates`, is
+        the number of steps that were skipped or clipped. `seconds` is the time of all, compilation too.
 
     Raises:
         InputError: if the checkpoints cannot be read.
@@ -131,7 +132,8 @@ def run_once(
 
         for progress in fit(task, contender.tx, state, steps=steps, seed=seed, eval_every=eval_every):
             history.add(progress)
-            step, loss = progress.state.step, progress.validation_loss
+            state = progress.state
+            step, loss = state.step, progress.validation_loss
             if loss is not None and not math.isfinite(loss):
                 status = "diverged"
                 break
@@ -154,9 +156,16 @@ def run_once(
         "status": status,
         "validation_loss": history.curves["validation"][-1][1],
         **history.curves,
+        **_guarded(state.opt_state),
         "step_milliseconds": round(1e3 * statistics.median(times), 3) if times else None,
         "seconds": round(before + time.perf_counter() - started, 3),
     }
+
+
+def _guarded(opt_state: Any) -> dict[str, int]:
+    """On how many steps a guard acted; nothing where there is none."""
+    counts = [optax.tree.get(opt_state, name) for name in ("nonfinite_count", "spike_count")]
+    return {} if None in counts else {"guarded_steps": sum(map(int, counts))}
 
 
 class _History:

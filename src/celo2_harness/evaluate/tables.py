@@ -121,6 +121,12 @@ def spike_table(results: Results) -> Table:
             rows.append([row.name, str(len(found)), str(number), ratio, f"{largest.step:,}"])
     headings = ["optimizer", "runs", f"spikes above {SPIKE_FACTOR:g}x", "largest", "up to step"]
     notes = ["Largest training loss between two evaluations over the running level of the training loss before."]
+    guarded: dict[str, list[int]] = {}
+    for row in results.rows:
+        for record in results.runs_of(row):
+            if "guarded_steps" in record:
+                guarded.setdefault(row.name, []).append(record["guarded_steps"])
+    notes += [f"{name}: {sum(steps)} steps skipped or clipped by the guard." for name, steps in guarded.items()]
     return Table(f"{results.title}: loss spikes", headings, rows, notes)
 
 
