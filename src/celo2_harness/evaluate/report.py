@@ -129,8 +129,8 @@ def update_markdown(path: Path, sections: Sequence[Section]) -> list[str]:
 _KEPT = (
     "kind", "task", "suite", "selection_seeds", "report_seeds", "equal_trials", "baseline", "rival", "name",
     "learning_rate", "seed", "unit", "parameter_bytes", "state_bytes", "status", "error", "validation_loss",
-    "validation", "parameter_rms", "training", "training_peak", "guarded_steps", "step_milliseconds", "seconds", "settings",
-    "versions", "device", "commit",
+    "validation", "parameter_rms", "training", "training_peak", "guarded_steps", "step_milliseconds", "seconds",
+    "settings", "versions", "device", "commit",
 )  # fmt: skip
 
 
