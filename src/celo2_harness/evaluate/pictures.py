@@ -137,7 +137,8 @@ def plot_maps(results: Results, path: Path, title: str) -> bool:
         axes.set_ylabel("weight decay", fontsize=9)
     for axes in list(grid.flat)[len(maps) :]:
         axes.set_visible(False)
-    figure.colorbar(image, ax=grid, label=f"final loss ({results.unit}); × diverged or failed", fraction=0.04)
+    bar = figure.colorbar(image, ax=grid, fraction=0.04, pad=0.02)
+    bar.set_label(f"final loss ({results.unit})\n× diverged or failed", fontsize=9)
     figure.savefig(path)
     return True
 
