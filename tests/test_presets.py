@@ -100,3 +100,9 @@ def test_a_preset_is_its_blocks(name, key):
         # Equal arithmetic; Optax's Muon sums its norm in another order, which Newton-Schulz stretches.
         assert_trees_close(mine, other, 1e-4 if name == "muon" else 1e-6)
         params = optax.apply_updates(params, mine)
+
+
+def test_which_presets_have_a_learned_rule():
+    learned = {name for name, preset in harness.presets().items() if preset.learned}
+    assert {"celo2_ortho", "celo2_base", "celo2_muon", "velo", "velo_s"} <= learned
+    assert not {"adamw", "muon"} & learned
