@@ -15,11 +15,10 @@ import pytest
 
 from celo2_harness import harness, schedules
 from celo2_harness.cli.main import COMMANDS
-from celo2_harness.cli.report import OVERVIEW
+from celo2_harness.cli.report import training_sections
 from celo2_harness.evaluate import OPTIMIZERS, suites
-from celo2_harness.evaluate.report import Section, update_markdown
-from celo2_harness.evaluate.results import read_results, sort_results
-from celo2_harness.evaluate.tables import overview_table, result_tables
+from celo2_harness.evaluate.report import update_markdown
+from celo2_harness.evaluate.results import read_results
 from celo2_harness.routing import BUILT_IN
 from celo2_harness.tasks import TASKS
 
@@ -151,15 +150,11 @@ def test_tables_of_results_are_those_of_the_kept_runs(tmp_path, page, folders):
     """Between its markers, a page of results says what `celo2 report FOLDER --markdown` writes there."""
     if not (ROOT / "results").is_dir():
         pytest.skip("no runs are kept")
-    without_weights = {name for name, preset in PRESETS.items() if not preset.learned}
     copy = tmp_path / "page.md"
     copy.write_text(PAGES[page])
     titles = set()
     for folder in folders:
-        tasks = sort_results(read_results([ROOT / folder]), without_weights)
-        sections = [Section(r.title, result_tables(r), []) for r in tasks]
-        if len(tasks) > 1:
-            sections.insert(0, Section(OVERVIEW, [overview_table(tasks)], []))
+        sections = training_sections(read_results([ROOT / folder]), None)
         update_markdown(copy, sections)
         titles |= {section.title for section in sections}
     assert copy.read_text() == PAGES[page]

@@ -116,10 +116,7 @@ def _contenders(config: Config) -> list[Contender]:
         raise InputError(f"preset = {list(config.preset)}: expected one or more different names")
     if len(set(config.learning_rate)) < len(config.learning_rate):
         raise InputError(f"learning_rate = {list(config.learning_rate)}: expected different numbers")
-    learned = {name: preset.learned for name, preset in harness.presets().items()}
-    if config.weights is not None and not any(learned.get(preset, True) for preset in config.preset):
-        raise InputError(f"weights = {config.weights!r}: none of the presets has a learned rule; leave it out")
-    contenders = []
+    contenders, presets = [], harness.presets()
     for preset in config.preset:
         default = default_learning_rate(preset)
         for rate in config.learning_rate or (default,):
@@ -130,10 +127,12 @@ def _contenders(config: Config) -> list[Contender]:
                 "weight_decay": config.weight_decay,
                 "schedule": config.schedule,
                 "warmup": config.warmup,
-                "weights": config.weights if learned[preset] else None,
+                "weights": config.weights if presets[preset].learned else None,
                 "state_dtype": config.state_dtype,
             }
             contenders.append(Contender(preset, rate, make_optimizer(**arguments), arguments))
+    if config.weights is not None and not any(presets[preset].learned for preset in config.preset):
+        raise InputError(f"weights = {config.weights!r}: none of the presets has a learned rule; leave it out")
     return contenders
 
 

@@ -44,15 +44,17 @@ class Config:
     """A .jsonl file to write all runs to, in a small form that can be kept under version control."""
 
 
-def _training_sections(records: Sequence[Mapping[str, Any]], folder: Path) -> list[Section]:
+def training_sections(records: Sequence[Mapping[str, Any]], folder: Path | None) -> list[Section]:
+    """The sections of training runs; with a folder for them, their pictures too."""
     without_weights = {name for name, preset in harness.presets().items() if not preset.learned}
     tasks = sort_results(records, without_weights)
-    sections = [Section(results.title, result_tables(results), draw(results, folder)) for results in tasks]
+    pictures = lambda results: draw(results, folder) if folder else []
+    sections = [Section(results.title, result_tables(results), pictures(results)) for results in tasks]
     return [Section(OVERVIEW, [overview_table(tasks)], []), *sections] if len(tasks) > 1 else sections
 
 
 # Kind of record -> what makes sections of all records of that kind. Records without a kind are of training runs.
-SECTIONS: dict[str, SectionMaker] = {"training": _training_sections}
+SECTIONS: dict[str, SectionMaker] = {"training": training_sections}
 
 
 def run(config: Config) -> int:

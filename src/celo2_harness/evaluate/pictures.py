@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness.evaluate.plots import add_legend, look, new_axes, plot_comparison
+from celo2_harness.evaluate.plots import add_legend, add_line, look, new_axes, plot_comparison
 from celo2_harness.evaluate.results import Results
 from celo2_harness.evaluate.rows import common_points, final_loss, weight_decay
 
@@ -171,12 +171,8 @@ def plot_training(results: Results, path: Path, title: str) -> bool:
         return False
     figure, axes = new_axes(title, ylabel=f"training loss ({results.unit})")
     for index, row, points in lines:
-        color, marker = look(index)
         steps, means, high = zip(*points, strict=True)
-        every = max(1, len(steps) // 12)
-        axes.plot(
-            steps, means, color=color, marker=marker, markevery=every, markersize=5, linewidth=1.8, label=_label(row)
-        )
+        color = add_line(axes, index, steps, means, _label(row))
         axes.plot(steps, high, color=color, linewidth=0.8, alpha=0.6)  # bands of several would be one mud
     add_legend(axes, outside=True)
     figure.savefig(path)
@@ -190,12 +186,8 @@ def plot_parameter_rms(results: Results, path: Path, title: str) -> bool:
         return False
     figure, axes = new_axes(title, ylabel="root mean square of the parameters")
     for index, row in rows:
-        color, marker = look(index)
         steps, values = zip(*row.parameter_rms, strict=True)
-        every = max(1, len(steps) // 12)
-        axes.plot(
-            steps, values, color=color, marker=marker, markevery=every, markersize=5, linewidth=1.8, label=_label(row)
-        )
+        add_line(axes, index, steps, values, _label(row))
     values = [value for _, row in rows for _, value in row.parameter_rms]
     if max(values) > 20 * min(values) > 0:
         axes.set_yscale("log")

@@ -36,6 +36,14 @@ def look(index: int) -> tuple[str, str]:
     return _COLORS[index % len(_COLORS)], _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)]
 
 
+def add_line(axes: Any, index: int, xs: Sequence[int], ys: Sequence[int | float], label: str) -> str:
+    """Adds the nth line, with a dozen markers along it; returns its colour."""
+    color, marker = look(index)
+    every = max(1, len(xs) // 12)
+    axes.plot(xs, ys, color=color, marker=marker, markevery=every, markersize=5, linewidth=1.8, label=label)
+    return color
+
+
 def add_legend(axes: Any, outside: bool) -> None:
     """Adds a legend, beside the axes where it would cover lines."""
     if outside:
@@ -85,7 +93,6 @@ def plot_comparison(
     for index, row in enumerate(rows):
         if not row.curve:
             continue
-        color, marker = look(index)
         steps, losses = zip(*row.curve, strict=True)
         label = f"{row.name}, learning rate {row.learning_rate:g}"
         if row.status == "diverged":
@@ -95,8 +102,7 @@ def plot_comparison(
             lows.append(min(losses))
             # The fall from the start would squeeze the part where the curves differ into a stripe.
             tops.append(next((loss for step, loss in row.curve if step >= steps[-1] / 10), losses[0]))
-        every = max(1, len(steps) // 12)
-        axes.plot(steps, losses, color=color, marker=marker, markevery=every, markersize=5, linewidth=1.8, label=label)
+        color = add_line(axes, index, steps, losses, label)
         if any(high > low for low, high in zip(row.low, row.high, strict=True)):
             axes.fill_between(steps, row.low, row.high, color=color, alpha=0.2, linewidth=0)
         if row.name == baseline and row.status == "finished":

@@ -163,9 +163,10 @@ def run_once(
 
 
 def _guarded(opt_state: Any) -> dict[str, int]:
-    """On how many steps a guard acted; nothing where there is none."""
-    counts = [optax.tree.get(opt_state, name) for name in ("nonfinite_count", "spike_count")]
-    return {} if None in counts else {"guarded_steps": sum(map(int, counts))}
+    """On how many steps guards acted; nothing where there is none."""
+    names = ("nonfinite_count", "spike_count")
+    counts = [int(count) for name in names for _, count in optax.tree.get_all_with_path(opt_state, name)]
+    return {"guarded_steps": sum(counts)} if counts else {}
 
 
 class _History:

@@ -107,26 +107,19 @@ def search_table(results: Results) -> Table:
 def spike_table(results: Results) -> Table:
     """Returns the largest jumps of the training loss, at the best trial of each optimizer."""
     rows = []
+    notes = ["Largest training loss between two evaluations over the running level of the training loss before."]
     for row in results.rows:
-        found = [
-            peaks(record["training"], record["training_peak"])
-            for record in results.runs_of(row)
-            if "training_peak" in record
-        ]
+        runs = results.runs_of(row)
+        found = [peaks(record["training"], record["training_peak"]) for record in runs if "training_peak" in record]
         flat = [peak for run in found for peak in run]
         if flat:
             largest = max(flat, key=lambda peak: peak.ratio)
             ratio = "no number" if math.isinf(largest.ratio) else f"{largest.ratio:.2f}x"
             number = sum(peak.ratio > SPIKE_FACTOR for peak in flat)
             rows.append([row.name, str(len(found)), str(number), ratio, f"{largest.step:,}"])
+        if guarded := [record["guarded_steps"] for record in runs if "guarded_steps" in record]:
+            notes.append(f"{row.name}: {sum(guarded)} steps skipped or clipped by the guard.")
     headings = ["optimizer", "runs", f"spikes above {SPIKE_FACTOR:g}x", "largest", "up to step"]
-    notes = ["Largest training loss between two evaluations over the running level of the training loss before."]
-    guarded: dict[str, list[int]] = {}
-    for row in results.rows:
-        for record in results.runs_of(row):
-            if "guarded_steps" in record:
-                guarded.setdefault(row.name, []).append(record["guarded_steps"])
-    notes += [f"{name}: {sum(steps)} steps skipped or clipped by the guard." for name, steps in guarded.items()]
     return Table(f"{results.title}: loss spikes", headings, rows, notes)
 
 
