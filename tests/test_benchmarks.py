@@ -1,4 +1,4 @@
-"""Scripts whose figures the documentation quotes, at small size: kills, memory over many steps, ablations."""
+"""Scripts whose figures the documentation quotes, at small size: kills, memory over many steps, ablations, games."""
 
 import os
 import subprocess
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from celo2_harness import load_weights
+from celo2_harness.cli.reinforce import Config, train
 from celo2_harness.evaluate import load_suite
+from celo2_harness.evaluate.results import read_results
 from celo2_harness.evaluate.suite import check_trials
 
 ROOT = Path(__file__).parents[1]
@@ -86,3 +88,28 @@ def test_no_memory_is_kept_over_20000_steps():
         kibibytes, arrays = numbers[:2]
         # The allocator may take another page or two; a kept scalar per step would be megabytes.
         assert arrays == 0 and kibibytes < 1024, line
+
+
+def test_many_agents_at_once(monkeypatch, tmp_path):
+    """Two optimizers and two seeds in threads are the runs of `celo2 reinforce`; again, there is nothing to do."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import atari
+
+    results = atari.play("catch", ["adamw", "muon"], [0, 1], 2048, tmp_path)
+    assert list(results) == ["adamw-0", "adamw-1", "muon-0", "muon-1"]
+    assert {(result.status, result.step) for result in results.values()} == {("finished", 2048)}
+    records = read_results([tmp_path])
+    assert sorted((record["name"], record["seed"]) for record in records) == [
+        ("adamw", 0),
+        ("adamw", 1),
+        ("muon", 0),
+        ("muon", 1),
+    ]
+    assert all(len(record["returns"]) == 2048 // 8 // 9 * 8 for record in records)
+    # A run in a thread among others has the numbers of one that is alone.
+    alone = train(Config("catch", "muon", steps=2048, seed=1), tmp_path / "alone")
+    (record,) = read_results([tmp_path / "alone"])
+    assert alone == results["muon-1"] and record["returns"] == records[-1]["returns"]
+    before = {path: path.read_bytes() for path in tmp_path.glob("catch-*/metrics.jsonl")}
+    assert atari.play("catch", ["adamw", "muon"], [0, 1], 2048, tmp_path) == results
+    assert {path: path.read_bytes() for path in before} == before

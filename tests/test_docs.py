@@ -15,7 +15,7 @@ import pytest
 
 from celo2_harness import harness, schedules
 from celo2_harness.cli.main import COMMANDS
-from celo2_harness.cli.report import training_sections
+from celo2_harness.cli.report import sections_of
 from celo2_harness.evaluate import OPTIMIZERS, suites
 from celo2_harness.evaluate.report import update_markdown
 from celo2_harness.evaluate.results import read_results
@@ -154,7 +154,7 @@ def test_tables_of_results_are_those_of_the_kept_runs(tmp_path, page, folders):
     copy.write_text(PAGES[page])
     titles = set()
     for folder in folders:
-        sections = training_sections(read_results([ROOT / folder]), None)
+        sections = sections_of(read_results([ROOT / folder]), None)
         update_markdown(copy, sections)
         titles |= {section.title for section in sections}
     assert copy.read_text() == PAGES[page]

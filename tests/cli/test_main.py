@@ -81,7 +81,6 @@ def folder(tmp_path):
         ("reinforce --game catch --steps 0", "steps = 0: expected at least 1"),
         ("reinforce --game catch --hidden 0", "hidden = 0: expected at least 1"),
         ("reinforce --resume", "resume: {}/out holds no run"),
-        ("reinforce --plot {}/none", "plot: there is no folder {}/none"),
         ("unknown", "there is no command 'unknown'; expected one of "),
     ],
 )
@@ -223,10 +222,15 @@ def test_an_agent_trains_resumes_and_is_drawn(tmp_path, capsys):
     assert "last 16 episodes, 144 agent steps" in capsys.readouterr().out
     assert main(["reinforce", *small, "--steps", "140", "--out", str(tmp_path / "a")]) == 2
     assert "holds a run already" in capsys.readouterr().err
-    assert main(["reinforce", "--plot", str(tmp_path)]) == 0
+    kept = tmp_path / "kept.jsonl"
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report"), "--keep", str(kept)]) == 0
     printed = capsys.readouterr().out
     assert "adamw, learning rate 0.00025" in printed and "catch" in printed
-    assert (tmp_path / "returns.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report" / "returns.png").read_bytes().startswith(b"\x89PNG")
+    # The small form says the same.
+    assert main(["report", str(kept), "--out", str(tmp_path / "again")]) == 0
+    tables = printed.partition("kept: ")[0]
+    assert "catch" in tables and capsys.readouterr().out.startswith(tables)
 
 
 def test_training_by_a_velo_is_resumed(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Reinforcement-learning runs: PPO learns, folders resume, returns are put together and drawn."""
+"""Reinforcement-learning runs: PPO learns, folders resume."""
 
 import json
 
@@ -12,14 +12,10 @@ from celo2_harness._runs import lock_folder
 from celo2_harness.evaluate import (
     InputError,
     ReinforceConfig,
-    find_return_runs,
     fit_ppo,
     init_ppo,
-    plot_returns,
     reinforce,
-    return_curves,
 )
-from celo2_harness.evaluate.returns import ReturnRun, bootstrap_interval
 from celo2_harness.tasks.reinforcement import ActorCriticConfig, ConvolutionConfig, PPOConfig, make_environments
 
 # One shape and one optimizer for nearly all tests: compiling takes longer than running.
@@ -189,75 +185,3 @@ def test_an_update_on_a_real_game(tmp_path):
     (update,) = [line for line in lines(tmp_path) if line["kind"] == "update"]
     assert update["entropy"] == pytest.approx(np.log(3), abs=1e-2)
     assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [1]
-
-
-def write_run(folder, game="freeway", preset="adamw", seed=0, episodes=(), end="finished", weights=None):
-    folder.mkdir(parents=True)
-    optimizer = {"preset": preset, "learning_rate": 0.001, "weights": weights}
-    run = {"steps": 1000, "seed": seed}
-    settings = {"environment": {"game": game}, "ppo": {}, "optimizer": optimizer, "run": run}
-    records = [{"kind": "header", "settings": settings}]
-    records += [{"kind": "episode", "step": step, "return": total} for step, total in episodes]
-    records += [{"kind": "end", "step": 1000, "status": end}] if end else []
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def test_curves_are_means_over_windows_and_seeds(tmp_path):
-    # Points every 20 steps, windows of 100.
-    write_run(tmp_path / "a", episodes=[(40, 1.0), (60, 3.0), (155, 5.0), (1008, 7.0)])
-    write_run(tmp_path / "deep" / "b", seed=1, episodes=[(20, 10.0), (990, 20.0)], end=None)
-    write_run(tmp_path / "c", preset="muon", episodes=[(500, 4.0)], end="diverged")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "metrics.jsonl").write_text('{"kind": "header", "settings": {"model": {}}}\n')
-    adamw, muon = return_curves(find_return_runs([tmp_path]))
-    assert (adamw.game, adamw.label, adamw.runs, adamw.diverged) == ("freeway", "adamw, learning rate 0.001", 2, 0)
-    at = {step: (adamw.mean[i], adamw.low[i], adamw.high[i]) for i, step in enumerate(adamw.steps)}
-    assert at[40] == (5.5, 1.0, 10.0)
-    assert at[60] == at[100] == (6.0, 2.0, 10.0)
-    assert np.isnan(at[20]).all() and np.isnan(at[120]).all()  # one of the runs had no episode there
-    assert at[1000] == (13.5, 7.0, 20.0)  # with the episode of the last, rounded-up update
-    assert adamw.final == [7.0, 20.0]
-    assert (muon.runs, muon.diverged, muon.final) == (1, 1, [4.0])
-    assert muon.mean[24] == muon.low[24] == muon.high[24] == 4.0
-    plot_returns([adamw, muon], tmp_path / "returns.png")
-    assert (tmp_path / "returns.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_runs_that_differ_in_more_than_their_seed_are_told_apart(tmp_path):
-    write_run(tmp_path / "a", episodes=[(900, 1.0)])
-    write_run(tmp_path / "b", episodes=[(900, 2.0)], weights="mine")
-    curves = return_curves(find_return_runs([tmp_path]))
-    assert [curve.label for curve in curves] == [f"adamw, learning rate 0.001 ({i})" for i in (1, 2)]
-    write_run(tmp_path / "again", episodes=[(900, 1.0)])
-    with pytest.raises(InputError, match="freeway, adamw, learning rate 0.001, seed 0 is there twice"):
-        return_curves(find_return_runs([tmp_path]))
-
-
-def test_folders_without_runs_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="plot: there is no folder .*none"):
-        find_return_runs([tmp_path / "none"])
-    with pytest.raises(InputError, match="plot: no run of celo2 reinforce in "):
-        find_return_runs([tmp_path])
-    write_run(tmp_path / "a", episodes=[(900, 1.0)])
-    content = (tmp_path / "a" / "metrics.jsonl").read_text()
-    (tmp_path / "a" / "metrics.jsonl").write_text(content.replace('"return"', '"retur"'))
-    with pytest.raises(InputError, match="metrics.jsonl is damaged: KeyError: 'return'"):
-        find_return_runs([tmp_path])
-
-
-def test_the_interval_is_that_of_the_bootstrap():
-    values = np.random.default_rng(0).normal(size=(40, 1))
-    low, high = bootstrap_interval(values)
-    # Of many runs it is the interval of the normal distribution.
-    half = 1.96 * values.std() / np.sqrt(40)
-    assert [low[0], high[0]] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.05)
-    low, high = bootstrap_interval(np.array([[2.0, np.nan]]))
-    assert low[0] == high[0] == 2.0 and np.isnan([low[1], high[1]]).all()
-
-
-def test_a_curve_ends_where_its_run_stopped():
-    """Points every 100 of 5,000 steps, a window of 500; the run stopped after 250: points at 100, 200 and 300."""
-    run = ReturnRun("g", "a", {}, 0, 5000, "unfinished", np.array([50, 150, 250]), np.array([1.0, 2.0, 9.0]))
-    (curve,) = return_curves([run])
-    assert np.flatnonzero(np.isfinite(curve.mean)).tolist() == [0, 1, 2]
-    assert curve.mean[:3].tolist() == [1.0, 1.5, 4.0] and curve.final == [4.0]

@@ -167,7 +167,7 @@ def test_runs_of_different_selections_do_not_mix():
         ({"settings": {}}, "line 2: settings = {}: expected a table with `optimizer` and `run`"),
         ({"learning_rate": "high"}, "line 2: learning_rate = high: expected a number"),
         ({"validation_loss": None}, "line 2: a finished run without validation_loss"),
-        ({"name": ...}, "line 2: 'name' is missing, so this is no run of celo2 evaluate or celo2 compare"),
+        ({"name": ...}, "line 2: 'name' is missing, so this is no run of celo2 evaluate, compare or reinforce"),
     ],
 )
 def test_a_broken_record_is_named(tmp_path, change, message):

@@ -1,17 +1,16 @@
-"""`celo2 reinforce`: PPO on a game, one run in a folder of its own; and the picture of many runs."""
+"""`celo2 reinforce`: PPO on a game, one run in a folder of its own."""
 
 import dataclasses
 import datetime
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from celo2_harness.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.evaluate import (
@@ -19,26 +18,22 @@ from celo2_harness.evaluate import (
     PPOProgress,
     ReinforceConfig,
     ReinforceResult,
-    ReturnCurve,
     StopSignals,
-    find_return_runs,
-    plot_returns,
     reinforce,
-    return_curves,
     saved_options,
 )
 from celo2_harness.schedules import SCHEDULES
 from celo2_harness.tasks.reinforcement import NATURE_CONVOLUTIONS, ActorCriticConfig, PPOConfig, make_environments
 
-PICTURE = "returns.png"
 _LINE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train an agent on a game with PPO and one optimizer, or draw the returns of runs.
+    """Train an agent on a game with PPO and one optimizer.
 
-    Metrics and checkpoints go to a folder. Ctrl-C saves and stops; --resume goes on, with new games.
+    Metrics and checkpoints go to a folder. Ctrl-C saves and stops; --resume goes on, with new games. `celo2 report`
+    draws the returns of runs.
     """
 
     game: str = "freeway"
@@ -66,18 +61,16 @@ class Config:
     ppo: tyro.conf.OmitArgPrefixes[PPOConfig] = PPOConfig()
     """The settings of PPO."""
     out: Path | None = None
-    """Folder of the run; by default runs/reinforce-GAME-PRESET-SEED. With --plot: where the picture goes."""
+    """Folder of the run; by default runs/reinforce-GAME-PRESET-SEED."""
     resume: bool = False
     """Continue the run in the folder with its own settings. Other options may be left out."""
     checkpoint_every: int = 20
     """Updates between checkpoints; the last one is always saved."""
-    plot: tuple[Path, ...] = ()
-    """Train nothing; draw returns.png and print a table of all runs in these folders, at any depth."""
 
 
 def defaults(config: Config) -> Config:
     """Returns the options that hold where none is given: those that a run was started with when it is resumed."""
-    if not config.resume or config.plot:
+    if not config.resume:
         return Config()
     options = saved_options(_folder(config))
     ppo = {name: value for name, value in options.get("ppo", {}).items() if name in _names(PPOConfig)}
@@ -91,10 +84,33 @@ def _names(config: type) -> set[str]:
 
 def run(config: Config) -> int:
     """Trains; returns 0 if the run finished, 1 if it diverged, 130 if it was interrupted."""
-    if config.plot:
-        return _plot(config)
-    default_learning_rate(config.preset)  # refuses an unknown preset
     folder = _folder(config)
+    with StopSignals() as stop, _Display(config) as display:
+        result = train(
+            config,
+            folder,
+            should_stop=lambda: stop.requested,
+            on_start=display.start,
+            on_progress=display.update,
+        )
+    return _report(result, folder)
+
+
+def train(config: Config, folder: Path, **callbacks: Callable[..., Any]) -> ReinforceResult:
+    """From options to a run in a folder; what is shown of it, and when it stops, is the caller's.
+
+    Args:
+        config: The options; `out` is not looked at.
+        folder: The run folder.
+        **callbacks: `should_stop`, `on_start` and `on_progress` of `reinforce`.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        InputError: if an option is wrong, or `reinforce` refuses the folder.
+    """
+    default_learning_rate(config.preset)  # refuses an unknown preset
     run_config = ReinforceConfig(config.steps, config.seed, config.checkpoint_every)
     total = config.ppo.optimizer_steps(config.steps)
     optimizer = {
@@ -117,25 +133,21 @@ def run(config: Config) -> int:
     network = ActorCriticConfig(environments.observation_shape, environments.actions, convolutions, config.hidden)
     shape = SCHEDULES[config.schedule](total, config.warmup)
     try:
-        with StopSignals() as stop, _Display(config) as display:
-            result = reinforce(
-                environments,
-                network,
-                config.ppo,
-                tx,
-                run_config,
-                folder,
-                settings={"optimizer": optimizer},
-                options=_options(config),
-                resume=config.resume,
-                learning_rate=lambda step: config.learning_rate * shape(step),
-                should_stop=lambda: stop.requested,
-                on_start=display.start,
-                on_progress=display.update,
-            )
+        return reinforce(
+            environments,
+            network,
+            config.ppo,
+            tx,
+            run_config,
+            folder,
+            settings={"optimizer": optimizer},
+            options=_options(config),
+            resume=config.resume,
+            learning_rate=lambda step: config.learning_rate * shape(step),
+            **callbacks,
+        )
     finally:
         environments.close()
-    return _report(result, folder)
 
 
 def _report(result: ReinforceResult, folder: Path) -> int:
@@ -148,34 +160,6 @@ def _report(result: ReinforceResult, folder: Path) -> int:
     score = "no episode ended" if result.score is None else f"mean return {result.score:.2f}"
     print(f"{score}, last {result.episodes} episodes, {result.step} agent steps\nmetrics: {folder / 'metrics.jsonl'}")
     return 0
-
-
-def _plot(config: Config) -> int:
-    curves = return_curves(find_return_runs(config.plot))
-    picture = config.plot[0] / PICTURE if config.out is None else config.out
-    plot_returns(curves, picture)
-    Console(width=None if sys.stdout.isatty() else 120).print(_table(curves))
-    print(f"picture: {picture}")
-    return 0
-
-
-def _table(curves: list[ReturnCurve]) -> Table:
-    table = Table("game", "optimizer", box=None, pad_edge=False, header_style="bold")
-    for heading in ("final return", "range over seeds", "seeds", "diverged"):
-        table.add_column(heading, justify="right")
-    for curve in curves:
-        final = curve.final
-        table.add_row(
-            curve.game,
-            curve.label,
-            f"{sum(final) / len(final):.1f}" if final else "-",
-            f"{min(final):.1f} to {max(final):.1f}" if len(final) > 1 else "-",
-            str(curve.runs),
-            str(curve.diverged),
-        )
-    table.caption = "final return: mean over the episodes of the last tenth of a run (of what there is of it)"
-    table.caption_justify = "left"
-    return table
 
 
 class _Display:
@@ -196,7 +180,6 @@ class _Display:
         self._task = self._bar.add_task(self._name, total=self._total, status="compiling")
 
     def __enter__(self) -> "_Display":
-        self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -204,6 +187,7 @@ class _Display:
 
     def start(self, step: int) -> None:
         """Shows where the run starts."""
+        self._bar.start()
         self._bar.update(self._task, completed=step)
         self._first = True
         if self._bar.disable and step:
@@ -237,6 +221,6 @@ def _folder(config: Config) -> Path:
 
 def _options(config: Config) -> dict[str, Any]:
     options = dataclasses.asdict(config)
-    for name in ("out", "resume", "plot"):
+    for name in ("out", "resume"):
         del options[name]
     return options

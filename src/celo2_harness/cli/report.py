@@ -23,7 +23,9 @@ from celo2_harness.evaluate.report import (
     write_page,
     write_small,
 )
-from celo2_harness.evaluate.results import read_results, sort_results
+from celo2_harness.evaluate.results import TRAINING, read_results, sort_results
+from celo2_harness.evaluate.return_sections import return_sections
+from celo2_harness.evaluate.returns import RETURNS
 from celo2_harness.evaluate.tables import NONE, Table, overview_table, result_tables
 
 OVERVIEW = "overview"
@@ -32,7 +34,7 @@ OVERVIEW = "overview"
 
 @dataclass(frozen=True)
 class Config:
-    """Make tables, pictures and one HTML page of the results of celo2 evaluate and celo2 compare."""
+    """Make tables, pictures and one HTML page of the results of celo2 evaluate, compare and reinforce."""
 
     results: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of results, or files."""
@@ -53,8 +55,16 @@ def training_sections(records: Sequence[Mapping[str, Any]], folder: Path | None)
     return [Section(OVERVIEW, [overview_table(tasks)], []), *sections] if len(tasks) > 1 else sections
 
 
-# Kind of record -> what makes sections of all records of that kind. Records without a kind are of training runs.
-SECTIONS: dict[str, SectionMaker] = {"training": training_sections}
+def sections_of(records: Sequence[Mapping[str, Any]], folder: Path | None) -> list[Section]:
+    """The sections of all records, kind by kind; with a folder for them, their pictures too."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        kinds.setdefault(record.get("kind", TRAINING), []).append(record)
+    return [section for kind, group in kinds.items() for section in SECTIONS[kind](group, folder)]
+
+
+# Kind of record -> what makes sections of all records of that kind.
+SECTIONS: dict[str, SectionMaker] = {TRAINING: training_sections, RETURNS: return_sections}
 
 
 def run(config: Config) -> int:
@@ -64,13 +74,7 @@ def run(config: Config) -> int:
     records = read_results(config.results)
     folder = config.out or (config.results[0] if config.results[0].is_dir() else config.results[0].parent)
     prepare_folder(folder)
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        kinds.setdefault(record.get("kind", "training"), []).append(record)
-    unknown = set(kinds) - set(SECTIONS)
-    if unknown:
-        raise InputError(f"results: kind = {min(unknown)!r}: expected one of {', '.join(SECTIONS)}")
-    sections = [section for kind, group in kinds.items() for section in SECTIONS[kind](group, folder)]
+    sections = sections_of(records, folder)
     console = Console(width=None if sys.stdout.isatty() else 200)
     for section in sections:
         for table in section.tables:

@@ -34,10 +34,9 @@ from celo2_harness.evaluate.ppo import init_ppo as init_ppo
 from celo2_harness.evaluate.reinforce import ReinforceConfig as ReinforceConfig
 from celo2_harness.evaluate.reinforce import ReinforceResult as ReinforceResult
 from celo2_harness.evaluate.reinforce import reinforce as reinforce
+from celo2_harness.evaluate.return_sections import plot_returns as plot_returns
 from celo2_harness.evaluate.returns import ReturnCurve as ReturnCurve
-from celo2_harness.evaluate.returns import ReturnRun as ReturnRun
-from celo2_harness.evaluate.returns import find_return_runs as find_return_runs
-from celo2_harness.evaluate.returns import plot_returns as plot_returns
+from celo2_harness.evaluate.returns import read_return_run as read_return_run
 from celo2_harness.evaluate.returns import return_curves as return_curves
 from celo2_harness.evaluate.rows import Row as Row
 from celo2_harness.evaluate.rows import summarize as summarize

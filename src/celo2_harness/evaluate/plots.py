@@ -16,19 +16,30 @@ _MARKERS = "os^Dv<>"
 
 def new_axes(title: str, xlabel: str = "step", ylabel: str = "loss (nats per byte)") -> tuple[Any, Any]:
     """Returns a figure and its axes, in the look of all pictures of this package."""
+    figure = new_figure(8.0, 5.0)
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    style_axes(axes, title)
+    return figure, axes
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Returns an empty figure of a size in inches."""
     # A figure without pyplot needs no display, keeps no global state and is freed with its last reference.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=130, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def style_axes(axes: Any, title: str) -> None:
+    """Gives axes a title and the look of all pictures of this package."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(**_GRID)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return figure, axes
 
 
 def look(index: int) -> tuple[str, str]:
@@ -36,7 +47,7 @@ def look(index: int) -> tuple[str, str]:
     return _COLORS[index % len(_COLORS)], _MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)]
 
 
-def add_line(axes: Any, index: int, xs: Sequence[int], ys: Sequence[int | float], label: str) -> str:
+def add_line(axes: Any, index: int, xs: Sequence[int | float], ys: Sequence[int | float], label: str) -> str:
     """Adds the nth line, with a dozen markers along it; returns its colour."""
     color, marker = look(index)
     every = max(1, len(xs) // 12)

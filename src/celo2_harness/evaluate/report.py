@@ -40,7 +40,7 @@ class Section(NamedTuple):
     pictures: list[Picture]
 
 
-SectionMaker = Callable[[Sequence[Mapping[str, Any]], Path], list[Section]]
+SectionMaker = Callable[[Sequence[Mapping[str, Any]], Path | None], list[Section]]
 
 
 def write_page(path: Path, sections: Sequence[Section], provenance: Sequence[str]) -> None:
@@ -130,7 +130,7 @@ _KEPT = (
     "kind", "task", "suite", "selection_seeds", "report_seeds", "equal_trials", "baseline", "rival", "name",
     "learning_rate", "seed", "unit", "parameter_bytes", "state_bytes", "status", "error", "validation_loss",
     "validation", "parameter_rms", "training", "training_peak", "guarded_steps", "step_milliseconds", "seconds",
-    "settings", "versions", "device", "commit",
+    "reached", "episode_steps", "returns", "settings", "versions", "device", "commit",
 )  # fmt: skip
 
 

@@ -10,12 +10,17 @@ from celo2_harness._runs import first_difference
 from celo2_harness.evaluate.compare import RUNS as COMPARE_RUNS
 from celo2_harness.evaluate.errors import InputError
 from celo2_harness.evaluate.records import read_lines
+from celo2_harness.evaluate.returns import RETURNS, read_return_run
 from celo2_harness.evaluate.rows import FAILURES, Row, first_at_or_below, summarize, weight_decay
 from celo2_harness.evaluate.runner import RUNS
 from celo2_harness.evaluate.single import settings_key
+from celo2_harness.evaluate.train import METRICS
 from celo2_harness.tasks import MODELS
 
 Record = Mapping[str, Any]
+
+TRAINING = "training"
+"""The kind of records that do not say one: runs of `celo2 evaluate` and `celo2 compare`."""
 
 # What has no say in which optimizer it is: the search, and the length that the task has too.
 _SEARCHED = ("learning_rate", "weight_decay", "total_steps")
@@ -72,30 +77,54 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_list(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]
+
+
+def _settings(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("optimizer"), dict)
+        and isinstance(value.get("run"), dict)
+        and isinstance(value["run"].get("steps"), int)
+    )
+
+
+def _game_settings(value: Any) -> bool:
+    return _settings(value) and isinstance(value.get("environment"), dict) and "game" in value["environment"]
+
+
 # Name -> what it must be, in words and as a test.
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_COMMON: Fields = {
     "name": ("a text", lambda value: isinstance(value, str)),
     "learning_rate": ("a number", _is_number),
     "seed": ("a whole number", lambda value: isinstance(value, int)),
+}
+_TRAINING: Fields = {
     "status": (f"finished, {' or '.join(FAILURES)}", lambda value: value in ("finished", *FAILURES)),
     "validation": ("pairs of step and loss", _is_curve),
-    "settings": (
-        "a table with `optimizer` and `run`",
-        lambda value: (
-            isinstance(value, dict)
-            and isinstance(value.get("optimizer"), dict)
-            and isinstance(value.get("run"), dict)
-            and isinstance(value["run"].get("steps"), int)
-        ),
-    ),
+    "settings": ("a table with `optimizer` and `run`", _settings),
 }
+_RETURNS: Fields = {
+    "status": ("finished, diverged or unfinished", lambda value: value in ("finished", "diverged", "unfinished")),
+    "reached": ("a whole number", lambda value: isinstance(value, int)),
+    "episode_steps": ("whole numbers", _is_list(int)),
+    "returns": ("numbers", _is_list((int, float))),
+    "settings": ("a table with `optimizer`, `environment` and `run`", _game_settings),
+}
+# Kind of record -> its fields.
+_KINDS: dict[str, Fields] = {TRAINING: _COMMON | _TRAINING, RETURNS: _COMMON | _RETURNS}
 
 
 def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Reads the records of runs.
 
     Args:
-        paths: Folders of `celo2 evaluate` or `celo2 compare`, folders of such files by any name, or files.
+        paths: Folders of `celo2 evaluate` or `celo2 compare`; folders of such files by any name, and of runs of
+            `celo2 reinforce` at any depth; or files.
 
     Returns:
         The records in order. Of runs with the same settings the last one counts, unless only an earlier one is whole.
@@ -105,39 +134,53 @@ def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """
     records: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for file in _files(path):
-            for number, record in enumerate(read_lines(file), start=1):
-                _check(file, number, record)
-                key = settings_key({"name": record["name"], **record["settings"]})
-                if key not in records or record["status"] != "failed":
-                    records[key] = record
+        for record in _read(path):
+            key = settings_key({"name": record["name"], **record["settings"]})
+            if key not in records or record["status"] in ("finished", "diverged"):
+                records[key] = record
     if not records:
         raise InputError(f"{', '.join(map(str, paths))}: no runs there yet")
     return list(records.values())
 
 
-def _files(path: Path) -> list[Path]:
+def _read(path: Path) -> list[dict[str, Any]]:
     if path.is_file():
-        return [path]
+        return _read_file(path)
     if not path.is_dir():
         raise InputError(f"{path}: there is no such folder or file")
-    known = [path / name for name in (RUNS, COMPARE_RUNS) if (path / name).exists()]
-    files = known or sorted(path.glob("*.jsonl"))
-    if not files:
-        raise InputError(f"{path} holds no results; expected {RUNS}, {COMPARE_RUNS} or other .jsonl files")
-    return files
+    if known := [path / name for name in (RUNS, COMPARE_RUNS) if (path / name).exists()]:
+        return [record for file in known for record in _read_file(file)]
+    files = sorted(file for file in path.glob("*.jsonl") if file.name != METRICS)
+    played = [run for file in sorted(path.rglob(METRICS)) if (run := read_return_run(file))]
+    if not files and not played:
+        raise InputError(
+            f"{path} holds no results; expected {RUNS}, {COMPARE_RUNS} or other .jsonl files, "
+            "or runs of celo2 reinforce"
+        )
+    return [record for file in files for record in _read_file(file)] + played
 
 
-def _check(file: Path, number: int, record: Record) -> None:
-    for name, (expected, fits) in _FIELDS.items():
+def _read_file(file: Path) -> list[dict[str, Any]]:
+    records = read_lines(file)
+    for number, record in enumerate(records, start=1):
+        _check(f"{file}, line {number}", record)
+    return records
+
+
+def _check(where: str, record: Record) -> None:
+    kind = record.get("kind", TRAINING)
+    if kind not in _KINDS:
+        raise InputError(f"{where}: kind = {str(kind)[:80]!r}: expected one of {', '.join(_KINDS)}")
+    for name, (expected, fits) in _KINDS[kind].items():
         if name not in record:
-            raise InputError(
-                f"{file}, line {number}: {name!r} is missing, so this is no run of celo2 evaluate or celo2 compare"
-            )
+            raise InputError(f"{where}: {name!r} is missing, so this is no run of celo2 evaluate, compare or reinforce")
         if not fits(record[name]):
-            raise InputError(f"{file}, line {number}: {name} = {str(record[name])[:80]}: expected {expected}")
-    if record["status"] == "finished" and not (_is_number(record.get("validation_loss")) and record["validation"]):
-        raise InputError(f"{file}, line {number}: a finished run without validation_loss or validation")
+            raise InputError(f"{where}: {name} = {str(record[name])[:80]}: expected {expected}")
+    if kind == RETURNS:
+        if len(record["returns"]) != len(record["episode_steps"]):
+            raise InputError(f"{where}: returns and episode_steps differ in length")
+    elif record["status"] == "finished" and not (_is_number(record.get("validation_loss")) and record["validation"]):
+        raise InputError(f"{where}: a finished run without validation_loss or validation")
 
 
 def sort_results(records: Sequence[Record], without_weights: Collection[str] = ()) -> list[Results]:
