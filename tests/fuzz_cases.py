@@ -32,7 +32,8 @@ from celo2_harness.cli._optimizers import make_contender
 from celo2_harness.cli.main import main
 from celo2_harness.evaluate import Checkpoints, InputError, TrainResult, TrainState, load_suite, saved_options
 from celo2_harness.evaluate.records import append_record, read_lines
-from celo2_harness.evaluate.results import read_results, sort_results
+from celo2_harness.evaluate.result_files import read_results
+from celo2_harness.evaluate.results import sort_results
 from celo2_harness.evaluate.train import _read_metrics
 from celo2_harness.metatrain import RunError, checkpoints, load_portable, read_evaluations, saved_run
 from celo2_harness.metatrain.outer import init_metatrain

@@ -13,7 +13,7 @@ import pytest
 from celo2_harness import load_weights
 from celo2_harness.cli.reinforce import Config, train
 from celo2_harness.evaluate import load_suite
-from celo2_harness.evaluate.results import read_results
+from celo2_harness.evaluate.result_files import read_results
 from celo2_harness.evaluate.suite import check_trials
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from celo2_harness.cli.main import COMMANDS
 from celo2_harness.cli.report import sections_of
 from celo2_harness.evaluate import OPTIMIZERS, suites
 from celo2_harness.evaluate.report import update_markdown
-from celo2_harness.evaluate.results import read_results
+from celo2_harness.evaluate.result_files import read_results
 from celo2_harness.routing import BUILT_IN
 from celo2_harness.tasks import TASKS
 

@@ -8,7 +8,8 @@ import pytest
 
 from celo2_harness.evaluate import InputError, summarize
 from celo2_harness.evaluate.report import Section, update_markdown, write_small
-from celo2_harness.evaluate.results import read_results, sort_results
+from celo2_harness.evaluate.result_files import read_results
+from celo2_harness.evaluate.results import sort_results
 from celo2_harness.evaluate.significance import Difference, paired_difference
 from celo2_harness.evaluate.spikes import peaks, spikes
 from celo2_harness.evaluate.tables import (

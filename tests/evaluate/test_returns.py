@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from celo2_harness.evaluate import InputError, plot_returns, read_return_run, return_curves
-from celo2_harness.evaluate.results import read_results
+from celo2_harness.evaluate.result_files import read_results
 from celo2_harness.evaluate.return_sections import common_table, runs_table
 from celo2_harness.evaluate.returns import bootstrap_interval
 

@@ -23,7 +23,8 @@ from celo2_harness.evaluate.report import (
     write_page,
     write_small,
 )
-from celo2_harness.evaluate.results import TRAINING, read_results, sort_results
+from celo2_harness.evaluate.result_files import TRAINING, read_results
+from celo2_harness.evaluate.results import sort_results
 from celo2_harness.evaluate.return_sections import return_sections
 from celo2_harness.evaluate.returns import RETURNS
 from celo2_harness.evaluate.tables import NONE, Table, overview_table, result_tables
