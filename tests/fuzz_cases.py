@@ -30,10 +30,10 @@ from celo2_harness import harness
 from celo2_harness.baselines import load_velo_weights, save_velo_weights
 from celo2_harness.cli._optimizers import make_contender
 from celo2_harness.cli.main import main
+from celo2_harness.cli.report import sections_of
 from celo2_harness.evaluate import Checkpoints, InputError, TrainResult, TrainState, load_suite, saved_options
 from celo2_harness.evaluate.records import append_record, read_lines
 from celo2_harness.evaluate.result_files import read_results
-from celo2_harness.evaluate.results import sort_results
 from celo2_harness.evaluate.train import _read_metrics
 from celo2_harness.metatrain import RunError, checkpoints, load_portable, read_evaluations, saved_run
 from celo2_harness.metatrain.outer import init_metatrain
@@ -344,7 +344,13 @@ RECORD = {
     "validation": [[0, 2.0], [4, 1.0]],
     "settings": {"optimizer": {"preset": "adamw"}, "run": {"steps": 4, "seed": 0, "eval_every": 2}, "batch": 2},
 }
+PLAYED = {"environment": {"game": "catch"}, "ppo": {}, "optimizer": {"preset": "adamw", "learning_rate": 0.01}}
 LINES = {
+    "metrics of reinforce": [
+        {"kind": "header", "settings": PLAYED | {"run": {"steps": 90, "seed": 0}}, "options": {}, "device": "cpu"},
+        {"kind": "episode", "step": 9, "return": 1.0, "length": 9, "seconds": 0.1},
+        {"kind": "update", "step": 10, "loss": 2.0, "seconds": 0.1},
+    ],
     "metrics of train": [
         {"kind": "header", "settings": {"a": 1}, "options": {"steps": 4}},
         {"kind": "train", "step": 1, "loss": 2.0, "seconds": 0.1},
@@ -354,7 +360,21 @@ LINES = {
         {"config": dataclasses.asdict(META_CONFIG), "options": {"out": "here"}},
         {"iteration": 1, "meta_loss": {"even": 2.0}, "seconds": 0.1},
     ],
-    "runs": [RECORD, RECORD | {"seed": 1, "settings": RECORD["settings"] | {"batch": 3}}],
+    "runs": [
+        RECORD,
+        RECORD | {"seed": 1, "settings": RECORD["settings"] | {"batch": 3}},
+        {
+            "kind": "returns",
+            "name": "adamw",
+            "learning_rate": 0.01,
+            "seed": 0,
+            "status": "unfinished",
+            "reached": 20,
+            "episode_steps": [9, 18],
+            "returns": [1.0, -1],
+            "settings": PLAYED | {"run": {"steps": 90, "seed": 0}},
+        },
+    ],
     "evaluations": [
         {"iteration": 0, "score": 2.0, "snapshot": "snapshots/0.celo2", "evaluation": {"steps": 7}},
         {"iteration": 2, "score": None, "snapshot": "snapshots/2.celo2", "evaluation": {"steps": 7}},
@@ -384,9 +404,11 @@ def json_lines(data: Any, folder: Path) -> str:
             for line in path.read_text(errors="replace").splitlines():
                 assert _iteration(line) >= 0 or isinstance(_iteration(line), int)
         elif kind == "runs":
-            sort_results(read_results([path]))
+            sections_of(read_results([path]), None)
             append_record(path, RECORD)
             assert read_lines(path)[-1] == RECORD
+        elif kind == "metrics of reinforce":
+            sections_of(read_results([folder]), None)
         else:
             read_evaluations(folder)
     except (InputError, RunError) as error:

@@ -17,22 +17,26 @@ TRAINING = "training"
 """The kind of records that do not say one: runs of `celo2 evaluate` and `celo2 compare`."""
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
 def _is_curve(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(point, list)
         and len(point) == 2
-        and isinstance(point[0], int)
-        and (point[1] is None or isinstance(point[1], int | float))
+        and _is_whole(point[0])
+        and (point[1] is None or _is_number(point[1]))
         for point in value
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_list(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(isinstance(item, kind) for item in value)
+def _all(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
 
 
 Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]
@@ -43,19 +47,23 @@ def _settings(value: Any) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("optimizer"), dict)
         and isinstance(value.get("run"), dict)
-        and isinstance(value["run"].get("steps"), int)
+        and _is_whole(value["run"].get("steps"))
     )
 
 
 def _game_settings(value: Any) -> bool:
-    return _settings(value) and isinstance(value.get("environment"), dict) and "game" in value["environment"]
+    return (
+        _settings(value)
+        and isinstance(value.get("environment"), dict)
+        and isinstance(value["environment"].get("game"), str)
+    )
 
 
 # Name -> what it must be, in words and as a test.
 _COMMON: Fields = {
     "name": ("a text", lambda value: isinstance(value, str)),
     "learning_rate": ("a number", _is_number),
-    "seed": ("a whole number", lambda value: isinstance(value, int)),
+    "seed": ("a whole number", _is_whole),
 }
 _TRAINING: Fields = {
     "status": (f"finished, {' or '.join(FAILURES)}", lambda value: value in ("finished", *FAILURES)),
@@ -64,9 +72,9 @@ _TRAINING: Fields = {
 }
 _RETURNS: Fields = {
     "status": ("finished, diverged or unfinished", lambda value: value in ("finished", "diverged", "unfinished")),
-    "reached": ("a whole number", lambda value: isinstance(value, int)),
-    "episode_steps": ("whole numbers", _is_list(int)),
-    "returns": ("numbers", _is_list((int, float))),
+    "reached": ("a whole number", _is_whole),
+    "episode_steps": ("whole numbers", _all(_is_whole)),
+    "returns": ("numbers", _all(_is_number)),
     "settings": ("a table with `optimizer`, `environment` and `run`", _game_settings),
 }
 # Kind of record -> its fields.
@@ -105,7 +113,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if known := [path / name for name in (RUNS, COMPARE_RUNS) if (path / name).exists()]:
         return [record for file in known for record in _read_file(file)]
     files = sorted(file for file in path.glob("*.jsonl") if file.name != METRICS)
-    played = [run for file in sorted(path.rglob(METRICS)) if (run := read_return_run(file))]
+    played = []
+    for file in sorted(path.rglob(METRICS)):
+        if run := read_return_run(file):
+            _check(str(file), run)
+            played.append(run)
     if not files and not played:
         raise InputError(
             f"{path} holds no results; expected {RUNS}, {COMPARE_RUNS} or other .jsonl files, "
@@ -123,7 +135,7 @@ def _read_file(file: Path) -> list[dict[str, Any]]:
 
 def _check(where: str, record: Mapping[str, Any]) -> None:
     kind = record.get("kind", TRAINING)
-    if kind not in _KINDS:
+    if str(kind) not in _KINDS:
         raise InputError(f"{where}: kind = {str(kind)[:80]!r}: expected one of {', '.join(_KINDS)}")
     for name, (expected, fits) in _KINDS[kind].items():
         if name not in record:

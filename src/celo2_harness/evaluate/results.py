@@ -150,7 +150,7 @@ def _signature(record: Record, without_weights: Collection[str]) -> dict[str, An
     """What makes the optimizer of a record, but for the search."""
     settings = record["settings"]["optimizer"]
     skipped = set(_SEARCHED)
-    if settings.get("preset") in without_weights:
+    if str(settings.get("preset")) in without_weights:
         skipped |= {"weights", "weights_sha256"}
     return {
         name: value

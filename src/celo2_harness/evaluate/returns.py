@@ -61,8 +61,8 @@ def read_return_run(path: Path) -> dict[str, Any] | None:
     """
     lines = read_lines(path)
     header = lines[0] if lines else {}
-    settings = header.get("settings", {})
-    if "ppo" not in settings:
+    settings = header.get("settings")
+    if not isinstance(settings, dict) or "ppo" not in settings:
         return None
     try:
         episodes = [line for line in lines if line["kind"] == "episode"]
