@@ -5,7 +5,7 @@ Usage: python benchmarks/atari.py FOLDER [--games freeway] [--presets adamw] [--
 For a machine with a GPU and many cores: a process per game and a thread per run, so that the emulators of all runs
 keep the cores busy while the kernels of a few processes share the GPU. The runs are those of `celo2 reinforce`, in
 folders of its kind. Ctrl-C saves all of them, the same command again goes on with those that have not ended, and
-`celo2 report FOLDER` draws them. With few cores and no GPU, one `celo2 reinforce` after the other is as fast.
+`celo2 report FOLDER` draws them.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def play(game: str, presets: list[str], seeds: list[int], steps: int, folder: Pa
 
 
 def main() -> None:
-    """Starts a process per game, or plays the one that there is; exits with 1 if anything failed, 130 if stopped."""
+    """Starts a process per game, or plays the one that there is; exits with 1 if a run failed, 130 if stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--games", nargs="+", default=GAMES)
@@ -80,7 +80,8 @@ def main() -> None:
         with StopSignals():  # Ctrl-C is for the processes, which save; this one waits for them
             processes = [subprocess.Popen([*command, game], env=share | os.environ) for game in arguments.games]
             codes = [process.wait() for process in processes]
-        sys.exit(max(codes))
+        # A process that was killed has a negative code.
+        sys.exit(1 if set(codes) - {0, 130} else max(codes))
     (game,) = arguments.games
     jax.config.update("jax_compilation_cache_dir", str(arguments.folder.absolute() / "compiled"))
     results = play(game, arguments.presets, arguments.seeds, arguments.steps, arguments.folder)

@@ -128,7 +128,7 @@ def test_folders_without_runs_and_damaged_files_are_named(tmp_path):
         ({"status": "lost"}, "status = lost: expected finished, diverged or unfinished"),
         (
             {"settings": {"optimizer": {}, "run": {"steps": 1}}},
-            "settings = .*: expected a table with",
+            "settings = .*: expected a table with `optimizer`, `environment` and `run`",
         ),
         ({"kind": "dreams"}, "kind = 'dreams': expected one of training, returns"),
     ],

@@ -39,9 +39,6 @@ def _all(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(map(fits, value))
 
 
-Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]
-
-
 def _settings(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -60,17 +57,19 @@ def _game_settings(value: Any) -> bool:
 
 
 # Name -> what it must be, in words and as a test.
-_COMMON: Fields = {
+_Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]
+
+_COMMON: _Fields = {
     "name": ("a text", lambda value: isinstance(value, str)),
     "learning_rate": ("a number", _is_number),
     "seed": ("a whole number", _is_whole),
 }
-_TRAINING: Fields = {
+_TRAINING: _Fields = {
     "status": (f"finished, {' or '.join(FAILURES)}", lambda value: value in ("finished", *FAILURES)),
     "validation": ("pairs of step and loss", _is_curve),
     "settings": ("a table with `optimizer` and `run`", _settings),
 }
-_RETURNS: Fields = {
+_RETURNS: _Fields = {
     "status": ("finished, diverged or unfinished", lambda value: value in ("finished", "diverged", "unfinished")),
     "reached": ("a whole number", _is_whole),
     "episode_steps": ("whole numbers", _all(_is_whole)),
@@ -78,7 +77,7 @@ _RETURNS: Fields = {
     "settings": ("a table with `optimizer`, `environment` and `run`", _game_settings),
 }
 # Kind of record -> its fields.
-_KINDS: dict[str, Fields] = {TRAINING: _COMMON | _TRAINING, RETURNS: _COMMON | _RETURNS}
+_KINDS: dict[str, _Fields] = {TRAINING: _COMMON | _TRAINING, RETURNS: _COMMON | _RETURNS}
 
 
 def read_results(paths: Iterable[Path]) -> list[dict[str, Any]]:
