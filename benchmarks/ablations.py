@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import optax
 
 from celo2_harness import harness
-from celo2_harness.cli.main import main as celo2
+from celo2_harness.lab.cli.main import main as celo2
 from celo2_harness.presets import Group, Preset, find_preset
 
 BUDGET = "--iterations 1400 --outer-learning-rate 2e-3 --outer-schedule cosine --seed 0 --devices 1"

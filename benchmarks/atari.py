@@ -19,9 +19,9 @@ from pathlib import Path
 
 import jax
 
-from celo2_harness.cli.reinforce import Config, train
-from celo2_harness.evaluate import PPOProgress, ReinforceResult, StopSignals
-from celo2_harness.evaluate.train import holds_run
+from celo2_harness.lab.cli.reinforce import Config, train
+from celo2_harness.lab.suites import PPOProgress, ReinforceResult, StopSignals
+from celo2_harness.lab.training.train import holds_run
 
 GAMES = ("asterix", "freeway", "space_invaders")
 PRESETS = ("adamw", "celo2_base", "celo2_ortho")

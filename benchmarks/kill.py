@@ -77,7 +77,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def metatrain_case() -> Case:
     """The newest checkpoint only rises, and the portable form is whole at every moment."""
     from celo2_harness import load_weights
-    from celo2_harness.metatrain import load_portable
+    from celo2_harness.lab.metatrain import load_portable
 
     def words(data: Path, out: Path, begun: bool) -> list[str]:
         return ["metatrain", "--out", str(out), *(["--resume"] if begun else ["--data", str(data), *METATRAIN.split()])]
@@ -260,7 +260,7 @@ def kill_runs(command: str, data: Path, kills: int, seconds: float, rng: random.
     """Does what the head of this file says, and returns the counts."""
     import importlib
 
-    from celo2_harness.cli.main import COMMANDS, main
+    from celo2_harness.lab.cli.main import COMMANDS, main
 
     importlib.import_module(COMMANDS[command].module)
     if command != "metatrain":

@@ -37,7 +37,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for name, arguments in TABLES.items():
-        command = [sys.executable, "-m", "celo2_harness.cli.main", "bench", *arguments]
+        command = [sys.executable, "-m", "celo2_harness.lab.cli.main", "bench", *arguments]
         print(f"\n$ celo2 bench {' '.join(arguments)}", flush=True)
         subprocess.run([*command, "--json", str(folder / f"{name}.json")], check=True)
     return 0

@@ -27,17 +27,17 @@ from hypothesis import strategies as st
 
 import celo2_harness as c2
 from celo2_harness import harness
-from celo2_harness.baselines import load_velo_weights, save_velo_weights
-from celo2_harness.cli._optimizers import make_contender
-from celo2_harness.cli.main import main
-from celo2_harness.cli.report import sections_of
-from celo2_harness.evaluate import Checkpoints, InputError, TrainResult, TrainState, load_suite, saved_options
-from celo2_harness.evaluate.records import append_record, read_lines
-from celo2_harness.evaluate.result_files import read_results
-from celo2_harness.evaluate.train import _read_metrics
-from celo2_harness.metatrain import RunError, checkpoints, load_portable, read_evaluations, saved_run
-from celo2_harness.metatrain.outer import init_metatrain
-from celo2_harness.metatrain.run import _iteration
+from celo2_harness.lab.cli._optimizers import make_contender
+from celo2_harness.lab.cli.main import main
+from celo2_harness.lab.cli.report import sections_of
+from celo2_harness.lab.metatrain import RunError, checkpoints, load_portable, read_evaluations, saved_run
+from celo2_harness.lab.metatrain.outer import init_metatrain
+from celo2_harness.lab.metatrain.run import _iteration
+from celo2_harness.lab.suites import Checkpoints, InputError, TrainResult, TrainState, load_suite, saved_options
+from celo2_harness.lab.suites.records import append_record, read_lines
+from celo2_harness.lab.suites.result_files import read_results
+from celo2_harness.lab.training.train import _read_metrics
+from celo2_harness.velo import load_velo_weights, save_velo_weights
 
 # ------------------------------------------------------------------------------------------------------------ mutations
 
@@ -522,10 +522,10 @@ def command_line(data: Any, folder: Path) -> str:
         words += ["--out", str(folder / "out")]
     out, err = io.StringIO(), io.StringIO()
     never = {
-        "celo2_harness.cli.train.train": lambda *a, **k: TrainResult("interrupted", 1, 1.0, folder),
-        "celo2_harness.cli.metatrain.run_metatrain": lambda *a, **k: None,
-        "celo2_harness.cli.metatrain._draw": lambda config: None,
-        "celo2_harness.cli.evaluate.run_suite": lambda *a, **k: False,
+        "celo2_harness.lab.cli.train.train": lambda *a, **k: TrainResult("interrupted", 1, 1.0, folder),
+        "celo2_harness.lab.cli.metatrain.run_metatrain": lambda *a, **k: None,
+        "celo2_harness.lab.cli.metatrain._draw": lambda config: None,
+        "celo2_harness.lab.cli.evaluate.run_suite": lambda *a, **k: False,
     }
     with contextlib.ExitStack() as stack:
         for name, function in never.items():

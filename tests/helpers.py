@@ -10,8 +10,8 @@ import optax
 
 import celo2_harness as c2
 from celo2_harness import harness
-from celo2_harness.baselines import VELO, VeloWeights, init_theta, load_velo_weights
-from celo2_harness.metatrain import MetaTrainConfig
+from celo2_harness.lab.metatrain import MetaTrainConfig
+from celo2_harness.velo import VELO, VeloWeights, init_theta, load_velo_weights
 
 # A rule with few features and two hidden units, for tests of plumbing: the published size takes long to compile.
 TINY_CONFIG = c2.RuleConfig(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from celo2_harness import load_weights
-from celo2_harness.cli.reinforce import Config, train
-from celo2_harness.evaluate import load_suite
-from celo2_harness.evaluate.result_files import read_results
-from celo2_harness.evaluate.suite import check_trials
+from celo2_harness.lab.cli.reinforce import Config, train
+from celo2_harness.lab.suites import load_suite
+from celo2_harness.lab.suites.result_files import read_results
+from celo2_harness.lab.suites.suite import check_trials
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks"

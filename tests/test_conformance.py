@@ -24,7 +24,7 @@ from helpers import (
 
 import celo2_harness as c2
 from celo2_harness import harness
-from celo2_harness.baselines import velo
+from celo2_harness.velo import velo
 
 
 def preset(name, learning_rate=0.01, **options):

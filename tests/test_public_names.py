@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import celo2_harness
-from celo2_harness import baselines, blocks, harness, metatrain, routing, rule, schedules, tasks
+from celo2_harness import blocks, harness, routing, rule, schedules, velo, weights
+from celo2_harness.lab import metatrain, tasks
 
 CONTRACT = [
     *("load_weights", "save_weights", "Weights", "WeightsError", "celo2_direction", "orthogonalize", "normalize_rms"),
@@ -32,7 +33,7 @@ def test_schedules():
     assert all(getattr(schedules, name) is schedule for name, schedule in schedules.SCHEDULES.items())
 
 
-MODULES = [celo2_harness, baselines, blocks, metatrain, routing, rule, tasks]
+MODULES = [celo2_harness, blocks, metatrain, routing, rule, tasks, velo, weights]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

@@ -39,7 +39,7 @@ def test_the_wheel_is_small_and_complete(built):
     assert f"Version: {c2.__version__}\n" in metadata and "Classifier: Typing :: Typed" in metadata
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
     assert set(required) == {"jax", "optax", "flax", "numpy", "jaxtyping", "beartype"}
-    assert "celo2 = celo2_harness.cli.main:main" in scripts
+    assert "celo2 = celo2_harness.lab.cli.main:main" in scripts
 
 
 def test_the_sdist_can_be_built_and_tested_from(built):

@@ -56,20 +56,10 @@ from celo2_harness.rule import (
     Theta as Theta,
 )
 from celo2_harness.rule import (
-    Weights as Weights,
-)
-from celo2_harness.rule import (
-    WeightsError as WeightsError,
-)
-from celo2_harness.rule import (
-    bundled_weights as bundled_weights,
-)
-from celo2_harness.rule import (
-    load_weights as load_weights,
-)
-from celo2_harness.rule import (
     newton_schulz as newton_schulz,
 )
-from celo2_harness.rule import (
-    save_weights as save_weights,
-)
+from celo2_harness.weights import Weights as Weights
+from celo2_harness.weights import WeightsError as WeightsError
+from celo2_harness.weights import bundled_weights as bundled_weights
+from celo2_harness.weights import load_weights as load_weights
+from celo2_harness.weights import save_weights as save_weights

@@ -22,7 +22,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from celo2_harness import routing
 from celo2_harness._trees import require_like_params, tree_difference
 from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
-from celo2_harness.baselines import VeloWeights
 from celo2_harness.blocks import Celo2State, add_decayed_weights
 from celo2_harness.blocks.views import WeightDimensionNumbers
 from celo2_harness.presets import Group as Group
@@ -33,9 +32,11 @@ from celo2_harness.presets import preset_weights as preset_weights
 from celo2_harness.presets import presets as presets
 from celo2_harness.presets import register_preset as register_preset
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import Weights, resolve_kernel, resolve_state_dtype
+from celo2_harness.rule import resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, like_parameters, resolve_shardings
+from celo2_harness.velo import VeloWeights
+from celo2_harness.weights import Weights
 
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
 STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "sharding", "weight_dimension_numbers")

@@ -19,7 +19,7 @@ KINDS = {
     "presets": "a celo2_harness.harness.Preset",
     "blocks": "a function that returns an optax.GradientTransformation",
     "routing_rules": "a list of routing rules",
-    "tasks": "a celo2_harness.tasks.TaskKind",
+    "tasks": "a celo2_harness.lab.tasks.TaskKind",
     "weights": "the path of a weight file, or celo2_harness.Weights",
 }
 

@@ -13,10 +13,10 @@ from beartype import BeartypeConf, beartype
 
 from celo2_harness import plugins
 from celo2_harness._types import Updates
-from celo2_harness.baselines import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
 from celo2_harness.blocks import orthogonalize, scale_by_celo2, scale_by_shape
 from celo2_harness.blocks.views import WeightDimensionNumbers
-from celo2_harness.rule import Weights, load_weights
+from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
+from celo2_harness.weights import Weights, load_weights
 
 # Update RMS at which a normalised update and AdamW want the same learning rate (arXiv 2502.16982).
 ADAMW_RMS = 0.2

@@ -15,9 +15,9 @@ import jax
 def main(folder, steps, *weights):
     """Prints how the meshed run's parameters lie in the end."""
     jax.config.update("jax_disable_most_optimizations", bool(weights))  # compiling is what takes the time
-    from celo2_harness.cli import train as command
-    from celo2_harness.cli.main import main as celo2
-    from celo2_harness.tasks import MODELS, GPTConfig
+    from celo2_harness.lab.cli import train as command
+    from celo2_harness.lab.cli.main import main as celo2
+    from celo2_harness.lab.tasks import MODELS, GPTConfig
 
     MODELS["nano"] = GPTConfig(width=16, layers=1, heads=2, context=64)
     words = ["train", "--context", "8", "--batch", "8", "--steps", steps, "--log-every", "1", "--eval-every", steps]

@@ -47,7 +47,7 @@ def difference(got, wanted):
 
 
 def counted(compiled):
-    from celo2_harness.bench import find_collectives
+    from celo2_harness.lab.bench import find_collectives
 
     found = find_collectives(compiled.as_text())
     return {
@@ -60,8 +60,8 @@ def counted(compiled):
 def updates(preset, weights, lengths):
     """Three steps of a preset on the mesh and off it."""
     from celo2_harness import harness
-    from celo2_harness.baselines import load_velo_weights
     from celo2_harness.sharding import like_parameters, make_mesh, parameter_shardings
+    from celo2_harness.velo import load_velo_weights
 
     mesh = make_mesh(lengths)
     name = dataclasses.replace(harness.presets()[preset], load=load_velo_weights) if preset == "velo" else preset
@@ -101,8 +101,8 @@ def updates(preset, weights, lengths):
 def plans(weights):
     """What is planned for a mesh, and what a compiled update takes."""
     from celo2_harness import harness
-    from celo2_harness.bench import estimate_update, plan_update
-    from celo2_harness.bench.models import matrix_blocks
+    from celo2_harness.lab.bench import estimate_update, plan_update
+    from celo2_harness.lab.bench.models import matrix_blocks
     from celo2_harness.sharding import make_mesh, parameter_shardings
 
     lengths = {"data": 2, "fsdp": 4}

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import celo2_harness as c2
 from celo2_harness import harness
-from celo2_harness.bench import MODEL_SHAPES, estimate_update
+from celo2_harness.lab.bench import MODEL_SHAPES, estimate_update
 from celo2_harness.sharding import make_mesh, parameter_shardings
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from celo2_harness.blocks.direction import celo2_direction
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize_block
 from celo2_harness.blocks.rms import Mode, normalize_rms
 from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers
-from celo2_harness.rule import Weights, load_weights
+from celo2_harness.weights import Weights, load_weights
 
 
 def scale_by_celo2(

@@ -16,13 +16,12 @@ from celo2_harness.rule import (
     MatrixView,
     Moments,
     Theta,
-    Weights,
     init_moments,
     leaf_direction,
-    load_weights,
     resolve_kernel,
     resolve_state_dtype,
 )
+from celo2_harness.weights import Weights, load_weights
 
 
 class Celo2State(NamedTuple):

@@ -25,18 +25,3 @@ from celo2_harness.rule.view import (
 from celo2_harness.rule.view import (
     view_from_axes as view_from_axes,
 )
-from celo2_harness.rule.weights_file import (
-    Weights as Weights,
-)
-from celo2_harness.rule.weights_file import (
-    WeightsError as WeightsError,
-)
-from celo2_harness.rule.weights_file import (
-    bundled_weights as bundled_weights,
-)
-from celo2_harness.rule.weights_file import (
-    load_weights as load_weights,
-)
-from celo2_harness.rule.weights_file import (
-    save_weights as save_weights,
-)

@@ -1,0 +1,143 @@
+"""`celo2 train`: one training run in a folder of its own."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from celo2_harness.lab.cli._progress import Display
+from celo2_harness.lab.cli._setup import course, default_learning_rate, device_mesh, input_errors, make_optimizer
+from celo2_harness.lab.suites import StopSignals, TrainConfig, TrainResult, saved_options, train
+from celo2_harness.lab.tasks import make_language_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a byte-level GPT on a text with one optimizer.
+
+    Metrics, a picture of the loss and checkpoints go to a folder. Ctrl-C saves and stops; --resume goes on.
+    """
+
+    text: Path | None = None
+    """Text file to learn from, of any kind; by default the language reference that comes with Python."""
+    model: str = "nano"
+    """Size of the model: nano (0.9 million parameters), small (11), gpt2 (86) or gpt3-xl (1213)."""
+    preset: str = "celo2_ortho"
+    """Optimizer; `celo2 presets` lists them."""
+    learning_rate: float | None = None
+    """Peak learning rate; by default the preset's."""
+    steps: int = 500
+    """Training steps."""
+    batch: int = 16
+    """Windows per step."""
+    context: int | None = None
+    """Window length in bytes; by default the model's."""
+    seed: int = 0
+    """Determines the initial parameters and the batches."""
+    schedule: str = "warmup_cosine"
+    """Course of the learning rate over the run."""
+    warmup: float = 0.05
+    """Part of the run in which the learning rate rises."""
+    weight_decay: float = 0.1
+    """Weight decay."""
+    weights: str | None = None
+    """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
+    dtype: str = "float32"
+    """What the model computes in: float32 or bfloat16."""
+    param_dtype: str = "float32"
+    """What the parameters are kept in: float32 or bfloat16."""
+    mesh: str | None = None
+    """Devices to train on, as lengths of mesh axes, for example data=4,fsdp=2: parameters are split over fsdp and
+    tensor, batches over data and fsdp. A run may be resumed on another mesh."""
+    out: Path | None = None
+    """Folder of the run; by default runs/train-PRESET."""
+    resume: bool = False
+    """Continue the run in the folder with its own settings. Other options may be left out."""
+    eval_every: int = 50
+    """Steps between evaluations on the held-out end of the text."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last one is always saved."""
+
+
+def defaults(config: Config) -> Config:
+    """Returns the options that hold where none is given: those that a run was started with when it is resumed."""
+    if not config.resume:
+        return Config()
+    options = saved_options(_folder(config))
+    known = {field.name for field in dataclasses.fields(Config)}
+    options = {name: value for name, value in options.items() if name in known}
+    if options.get("text") is not None:
+        options["text"] = Path(options["text"])
+    return Config(**options)
+
+
+def run(config: Config) -> int:
+    """Trains; returns 0 if the run finished, 1 if it diverged, 130 if it was interrupted."""
+    folder = _folder(config)
+    mesh = None if config.mesh is None else device_mesh(config.mesh)
+    train_config = TrainConfig(config.steps, config.seed, config.eval_every, config.log_every, config.checkpoint_every)
+    rate = default_learning_rate(config.preset) if config.learning_rate is None else config.learning_rate
+    with input_errors():
+        task = make_language_model(
+            config.model,
+            config.text,
+            config.batch,
+            context=config.context,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+        )
+    optimizer = {
+        "preset": config.preset,
+        "learning_rate": rate,
+        "total_steps": config.steps,
+        "weight_decay": config.weight_decay,
+        "schedule": config.schedule,
+        "warmup": config.warmup,
+        "weights": config.weights,
+    }
+    tx = make_optimizer(**optimizer, sharding=mesh)
+    factor = course(config.preset, config.schedule, config.steps, config.warmup)
+    with StopSignals() as stop, Display(task.tokens_per_batch) as display:
+        result = train(
+            task,
+            tx,
+            train_config,
+            folder,
+            settings=task.describe() | {"optimizer": optimizer},
+            options=_options(config),
+            title=f"{config.preset}, learning rate {rate:g}: {config.model}, {task.tokens_per_batch} bytes per step",
+            resume=config.resume,
+            mesh=mesh,
+            learning_rate=lambda step: rate * factor(step),
+            should_stop=lambda: stop.requested,
+            on_start=lambda step: display.start(config.preset, config.steps, step),
+            on_progress=display.update,
+        )
+    return _report(result, folder)
+
+
+def _report(result: TrainResult, folder: Path) -> int:
+    if result.status == "interrupted":
+        print(f"saved at step {result.step}; go on with: celo2 train --resume --out {folder}", file=sys.stderr)
+        return 130
+    if result.status == "diverged":
+        print(f"diverged: the loss was not a number at step {result.step}; try a lower learning rate")
+    else:
+        print(f"final held-out loss: {result.validation_loss:.4f} nats per byte after {result.step} steps")
+    print(f"curve: {result.curve}")
+    return 1 if result.status == "diverged" else 0
+
+
+def _folder(config: Config) -> Path:
+    return Path("runs") / f"train-{config.preset}" if config.out is None else config.out
+
+
+def _options(config: Config) -> dict[str, Any]:
+    options = dataclasses.asdict(config)
+    del options["out"], options["resume"]
+    # A run may be resumed from another folder.
+    options["text"] = None if config.text is None else str(config.text.absolute())
+    return options

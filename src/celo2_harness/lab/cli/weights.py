@@ -1,0 +1,58 @@
+"""`celo2 weights`: what a weight file holds, and copies of it in another layout."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from celo2_harness.lab.cli._setup import input_errors
+from celo2_harness.lab.suites import InputError
+from celo2_harness.weights import Weights, bundled_weights, load_weights, save_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Show what a weight file was trained as, or write it in another layout."""
+
+    source: str | None = None
+    """A bundled name, a file, or hf://owner/repo; by default the bundled files are listed."""
+    out: Path | None = None
+    """Write the weights to this file."""
+    layout: Literal["celo2-harness", "published"] = "celo2-harness"
+    """Layout of that file."""
+
+
+def run(config: Config) -> int:
+    """Prints the facts of one file or of all bundled ones; returns 0."""
+    if config.out is not None and config.source is None:
+        raise InputError("out needs source: name the weights to write")
+    sources = bundled_weights() if config.source is None else (config.source,)
+    for source in sources:
+        try:
+            with input_errors():
+                weights = load_weights(source)
+        except ImportError as error:
+            raise InputError(str(error)) from error
+        print(_facts(source, weights))
+    if config.out is not None:
+        with input_errors():
+            save_weights(config.out, weights, layout=config.layout)
+        print(f"written: {config.out}")
+    return 0
+
+
+def _facts(source: str, weights: Weights) -> str:
+    rows = {
+        "numbers": sum(np.size(x) for x in weights.theta),
+        "hidden units": np.shape(weights.theta.b0)[0],
+        "features": ", ".join(weights.config.features),
+        "momentum decays": weights.config.momentum_decays,
+        "second-moment decay": weights.config.second_moment_decay,
+        "factored decays": weights.config.factored_decays,
+        "normalization": weights.config.normalization,
+        **{name: json.dumps(value) for name, value in weights.provenance.items()},
+    }
+    width = max(map(len, rows))
+    return "\n".join([source, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])

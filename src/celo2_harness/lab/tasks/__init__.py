@@ -1,0 +1,31 @@
+"""What is trained: models with their data. Tasks know nothing of optimizers."""
+
+from celo2_harness.lab.tasks.gpt import GPT as GPT
+from celo2_harness.lab.tasks.gpt import MODELS as MODELS
+from celo2_harness.lab.tasks.gpt import GPTConfig as GPTConfig
+from celo2_harness.lab.tasks.gpt import gpt_loss as gpt_loss
+from celo2_harness.lab.tasks.gpt import init_gpt as init_gpt
+from celo2_harness.lab.tasks.kinds import TASKS as TASKS
+from celo2_harness.lab.tasks.kinds import TaskKind as TaskKind
+from celo2_harness.lab.tasks.kinds import find_task as find_task
+from celo2_harness.lab.tasks.kinds import make_task as make_task
+from celo2_harness.lab.tasks.language_model import LanguageModel as LanguageModel
+from celo2_harness.lab.tasks.language_model import make_language_model as make_language_model
+from celo2_harness.lab.tasks.task import Task as Task
+from celo2_harness.lab.tasks.text import Text as Text
+from celo2_harness.lab.tasks.text import default_text as default_text
+from celo2_harness.lab.tasks.text import read_text as read_text
+from celo2_harness.lab.tasks.text import sample_windows as sample_windows
+from celo2_harness.lab.tasks.text import split_text as split_text
+from celo2_harness.lab.tasks.text import spread_windows as spread_windows
+from celo2_harness.lab.tasks.token_language_model import TOKEN_MODELS as TOKEN_MODELS
+from celo2_harness.lab.tasks.token_language_model import TokenLanguageModel as TokenLanguageModel
+from celo2_harness.lab.tasks.token_language_model import make_token_language_model as make_token_language_model
+from celo2_harness.lab.tasks.tokenizing import write_tokens as write_tokens
+from celo2_harness.lab.tasks.tokens import TokenShards as TokenShards
+from celo2_harness.lab.tasks.tokens import open_tokens as open_tokens
+from celo2_harness.lab.tasks.vision import FORMATS as FORMATS
+from celo2_harness.lab.tasks.vision import ImageFormat as ImageFormat
+from celo2_harness.lab.tasks.vision import ImageTask as ImageTask
+from celo2_harness.lab.tasks.vision import load_images as load_images
+from celo2_harness.lab.tasks.vision import make_image_task as make_image_task

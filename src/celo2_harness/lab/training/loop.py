@@ -1,0 +1,168 @@
+"""The training loop, as a generator: it computes, and whoever iterates decides what to save, show and stop."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float
+
+from celo2_harness.lab.tasks import Task
+from celo2_harness.sharding import state_shardings
+
+_WARMUP_STEPS = 2
+# Validation examples that are evaluated at once.
+_EVALUATION_BATCH = 16
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+        step: How many steps were taken.
+        params: The parameters.
+        opt_state: The optimizer's state.
+    """
+
+    step: int
+    params: Any
+    opt_state: Any
+
+
+class Progress(NamedTuple):
+    """What is known after a step.
+
+    Attributes:
+        state: The state after the step. Its arrays are given away to the next step: use them before iterating on.
+        loss: The training loss of this step's batch, before the update; None at step 0. Reading it waits for the step.
+        validation_loss: The loss on the held-out examples, where the step is one for evaluation.
+        step_seconds: How long the step took; None while compiling and where it cannot be told.
+    """
+
+    state: TrainState
+    loss: Float[Array, ""] | None
+    validation_loss: float | None
+    step_seconds: float | None
+
+
+def init_state(task: Task, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        task: What to train.
+        tx: The optimizer.
+        seed: Determines the initial parameters; optimizers compared on a seed start from the same ones.
+
+    Returns:
+        The state at step 0. Where parameters lie on a mesh, so does the optimizer's state, as `state_shardings` says.
+    """
+    params = task.init(jax.random.key(seed))
+
+    def init(params: Any) -> Any:
+        # Weak types would be lost in a checkpoint and the resumed run would compile another program; so drop them here.
+        return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype), tx.init(params))
+
+    places = jax.tree.map(lambda x: x.sharding, params)
+    kinds = set(map(type, jax.tree.leaves(places)))
+    if kinds == {NamedSharding}:
+        init = jax.jit(init, out_shardings=state_shardings(tx, params, places))
+    return TrainState(0, params, init(params))
+
+
+@partial(jax.jit, static_argnames=("task", "tx"), donate_argnames=("params", "opt_state"))
+def train_step(
+    task: Task, tx: optax.GradientTransformation, params: Any, opt_state: Any, batch: Any
+) -> tuple[Any, Any, Float[Array, ""]]:
+    """Takes one step; the parameters and optimizer state passed in are given away.
+
+    Args:
+        task: What to train.
+        tx: The optimizer. The loss is passed to it as `value`, for those that watch it.
+        params: The parameters.
+        opt_state: The optimizer's state.
+        batch: A training batch.
+
+    Returns:
+        The new parameters, the new optimizer state, and the loss before the update.
+    """
+    loss, grads = jax.value_and_grad(task.loss)(params, batch)
+    updates, opt_state = optax.with_extra_args_support(tx).update(grads, opt_state, params, value=loss)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+
+@partial(jax.jit, static_argnames="task")
+def evaluate(task: Task, params: Any, examples: Any) -> Float[Array, ""]:
+    """Returns the mean loss over examples.
+
+    Args:
+        task: What is trained.
+        params: The parameters.
+        examples: Examples stacked on the first axis, all of one size.
+
+    Returns:
+        The mean loss.
+    """
+
+    def loss_of_one(example):
+        return task.loss(params, jax.tree.map(lambda x: x[None], example))
+
+    return jnp.mean(jax.lax.map(loss_of_one, examples, batch_size=_EVALUATION_BATCH))
+
+
+def fit(
+    task: Task, tx: optax.GradientTransformation, state: TrainState, *, steps: int, seed: int, eval_every: int
+) -> Iterator[Progress]:
+    """Trains from a state up to a number of steps, yielding after every step.
+
+    A state restored from a checkpoint continues with the same batches and the same arithmetic as if it had never been
+    away. Evaluation happens before the first step, at multiples of `eval_every`, and after the last step.
+
+    Args:
+        task: What to train.
+        tx: The optimizer.
+        state: Where to start; its arrays are given away.
+        steps: The total number of steps, those already taken included.
+        seed: Selects the batches.
+        eval_every: Steps between evaluations.
+
+    Yields:
+        A `Progress` per step, and one for step 0 when starting there.
+    """
+    examples = jax.tree.map(jnp.asarray, task.validation())
+    if state.step == 0:
+        yield Progress(state, None, float(evaluate(task, state.params, examples)), None)
+    first_step, started, in_flight = state.step, None, None
+    while state.step < steps:
+        params, opt_state, loss = train_step(task, tx, state.params, state.opt_state, task.batch(seed, state.step))
+        state = TrainState(state.step + 1, params, opt_state)
+        # Wait for the step before this one: an accelerator always has the next step queued, and never more than one.
+        if in_flight is not None:
+            in_flight.block_until_ready()
+        now, in_flight = time.perf_counter(), loss
+        step_seconds = now - started if started is not None and state.step - first_step > _WARMUP_STEPS else None
+        started = now
+        validation_loss = None
+        if state.step % eval_every == 0 or state.step == steps:
+            validation_loss = float(evaluate(task, state.params, examples))
+            # The time until the next step holds an evaluation, so it tells nothing about the step.
+            started = in_flight = None
+        yield Progress(state, loss, validation_loss, step_seconds)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Returns the memory that the arrays of a tree take, in bytes.
+
+    Args:
+        tree: Arrays or their abstract shapes.
+
+    Returns:
+        The sum over leaves.
+
+    >>> tree_bytes({"a": jnp.zeros((2, 3), jnp.float32), "b": jax.ShapeDtypeStruct((), jnp.int32)})
+    28
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,254 @@
+"""`celo2 metatrain`: a run from the first option to the selected weights, interruptions, and what is refused."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+from helpers import META_IMAGES, META_LABELS, TINY, assert_trees_equal
+
+import celo2_harness as c2
+from celo2_harness._runs import lock_folder
+from celo2_harness.lab.cli import metatrain
+from celo2_harness.lab.cli.main import main
+from celo2_harness.lab.metatrain import MetaTrainConfig
+
+# As META_CONFIG, so that compiled programs are shared with other files.
+OPTIONS = """
+    --variant base --features gradient momentum --momentum-decays 0.9 --factored-decays 0.9 --hidden 2 --widths 64 10
+    --batch 4 --tasks-per-set 2 --truncation 5 --shortest-unroll 5 --longest-unroll 20 --iterations 3
+    --outer-learning-rate 1e-2 --log-every 1
+"""
+SMALL = OPTIONS.split()
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    from celo2_harness.lab.tasks import MODELS, GPTConfig
+
+    monkeypatch.setitem(MODELS, "nano", GPTConfig(width=16, layers=1, heads=2, context=8))
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, part in (("even", slice(0, None, 2)), ("odd", slice(1, None, 2))):
+        np.savez(folder / f"{name}_8x8.npz", train_images=META_IMAGES[part], train_labels=META_LABELS[part])
+    return str(folder)
+
+
+def test_from_options_to_selected_weights(data, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    words = ["metatrain", "--data", data, *SMALL, "--out", str(out)]
+    (tmp_path / "text").write_text("abracadabra, " * 50)
+    words += ["--eval-every", "2", "--eval-steps", "2", "--text", str(tmp_path / "text")]
+    # Ctrl-C comes after the first iteration.
+    show = metatrain._Display.show
+    monkeypatch.setattr(metatrain._Display, "show", lambda *args: (show(*args), signal.raise_signal(signal.SIGINT)))
+    assert main(words) == 130
+    printed = capsys.readouterr()
+    assert printed.err == f"saved; go on with: celo2 metatrain --resume --out {out}\n"
+    assert printed.out.startswith("iteration 0: language model score 5.") and "iteration 1/3  even 2." in printed.out
+    assert (out / "meta-loss.png").exists() and not (out / "weights.celo2").exists()
+
+    # No option needs repeating.
+    monkeypatch.setattr(metatrain._Display, "show", show)
+    assert main(["metatrain", "--resume", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("goes on from iteration 1\n") and " it/s  0:00:0" in printed.out
+    assert f"weights: {out}/weights.celo2\npicture: {out}/meta-loss.png\n" in printed.out and not printed.err
+    records = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]
+    assert [record["iteration"] for record in records] == [0, 2, 3]
+    assert all(record["evaluation"]["preset"] == "celo2_base" for record in records)
+
+    assert main(["metatrain", "select", str(out)]) == 0
+    best = min(records, key=lambda record: record["score"])
+    expected = (
+        f"iteration {best['iteration']}: score {best['score']:.4f}, the best of 3\nweights: {out}/weights.celo2\n"
+    )
+    assert capsys.readouterr().out == expected
+    chosen = c2.load_weights(out / "weights.celo2")
+    assert_trees_equal(chosen.theta, c2.load_weights(out / best["snapshot"]).theta)
+    assert f"theta of iteration {best['iteration']} of 3" in (out / "weights.md").read_text()
+
+    # Another machine has the portable form only, and its own options.
+    (out / "portable.msgpack").rename(tmp_path / "portable.msgpack")
+    elsewhere = ["--out", str(tmp_path / "elsewhere"), "--iterations", "4", "--log-every", "1", "--data", data]
+    assert main(["metatrain", "--continue-from", str(tmp_path / "portable.msgpack"), *elsewhere]) == 0
+    assert "iteration 4/4" in capsys.readouterr().out
+    header = json.loads((tmp_path / "elsewhere" / "metrics.jsonl").read_text().splitlines()[0])
+    assert header["config"]["widths"] == [64, 10] and header["config"]["iterations"] == 4
+
+
+def test_the_score_is_that_of_a_training_run():
+    """The same as training with the package's own loop, by hand."""
+    from celo2_harness import harness
+    from celo2_harness.lab import suites as evaluate
+    from celo2_harness.lab.cli._language_score import language_evaluation
+    from celo2_harness.lab.tasks import make_language_model
+
+    stopped = False
+    judge = language_evaluation(
+        every=1, variant="ortho", text=None, model="nano", steps=3, learning_rates=(1e-2, 1e-3), stop=lambda: stopped
+    )
+    weights = TINY  # compiles soon
+    task = make_language_model("nano", None, 16)
+    losses = []
+    for rate in (1e-2, 1e-3):
+        tx = harness.build(preset="celo2_ortho", weights=weights, learning_rate=rate, total_steps=3, weight_decay=0.1)
+        *_, last = evaluate.fit(task, tx, evaluate.init_state(task, tx, 0), steps=3, seed=0, eval_every=3)
+        losses.append(last.validation_loss)
+    assert losses[0] != losses[1] and judge.score(weights) == min(losses)
+    stopped = True
+    assert judge.score(weights) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data {}/none", "data = '{}/none': there is no such folder or file."),
+        ("--data {}/bad", "{}/bad/bad_8x8.npz: train_labels must be integers from 0 to 9; 1 of 2 are not"),
+        ("--sets mnist", "data = '{}/images': found sets ['even', 'odd'], missing ['mnist']"),
+        ("--resume", "out = '{}/out': nothing to resume (metrics.jsonl is missing)"),
+        ("--continue-from {}/none", "{}/none: cannot be read (No such file or directory)"),
+        ("--start-from {}/none", "{}/none: cannot be read"),
+        ("--devices -1", "devices = -1: expected a number above 0, or 0 for all"),
+        ("--devices 99", "devices = 99: JAX has 1 of the platform cpu"),
+        ("--log-every 0", "log_every = 0: expected at least 1"),
+        ("--out {}/bad/bad_8x8.npz/out", "out = '{}/bad/bad_8x8.npz/out': cannot write"),
+        ("--eval-every 1 --eval-model huge", "model = 'huge': expected one of "),
+        ("--eval-every 1 --text {}/none", "text: there is no file {}/none"),
+        ("--eval-every 1 --eval-learning-rates 0", "learning_rate = 0.0: expected "),
+        ("select {}/images", "run = '{}/images': 0 evaluations, none with a score"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(options, message, data, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    np.savez(tmp_path / "bad" / "bad_8x8.npz", train_images=META_IMAGES[:2], train_labels=np.array([0, 10]))
+    words = [word.format(tmp_path) for word in options.split()]
+    more = ["--data", data] * ("--data" not in words) + ["--out", str(tmp_path / "out")] * ("--out" not in words)
+    assert main(["metatrain", *words, *(more if words[0] != "select" else [])]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("celo2: error: " + message.format(tmp_path))
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_two_processes_in_one_folder(data, tmp_path, capsys):
+    with lock_folder(tmp_path):
+        assert main(["metatrain", "--data", data, *SMALL, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"celo2: error: out = '{tmp_path}': another process works in this folder (process ")
+
+
+def test_a_recipe_that_cannot_be(capsys):
+    assert main(["metatrain", "--truncation", "200"]) == 2  # told in the form of the option parser
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "truncation = 200 must not exceed shortest_unroll = 100" in error and "Traceback" not in error
+
+
+def test_every_field_of_the_recipe_is_an_option(capsys):
+    assert main(["metatrain", "--help"]) == 0
+    text = capsys.readouterr().out
+    names = [field.name for kind in (MetaTrainConfig, c2.RuleConfig) for field in dataclasses.fields(kind)]
+    names.remove("rule")  # its fields are options
+    assert [name for name in names if f"--{name.replace('_', '-')} " not in text] == []
+
+
+def parse(words):
+    config = tyro.cli(metatrain.Config, args=words.split(), registry=metatrain.REGISTRY)
+    return config.config
+
+
+def test_layer_widths_as_words(capsys):
+    assert parse("").widths == parse("--widths 64 32 10").widths == (64, 32, 10)
+    assert parse("--widths 64-32-10 64-10").widths == ((64, 32, 10), (64, 10))
+    assert parse("--inner-learning-rates 1e-4 1e-2").inner_learning_rates == (1e-4, 1e-2)
+    for words, message in (("64 ten", "invalid literal"), ("64-32-10 10", "widths = (10,): expected 64 inputs")):
+        with pytest.raises(SystemExit):
+            parse(f"--widths {words}")
+        assert message in capsys.readouterr().err
+
+
+def test_several_networks_are_resumed(data, tmp_path, monkeypatch):
+    """Nested tuples survive the JSON of the header, the parser's defaults and the command line."""
+    seen = []
+    monkeypatch.setattr(metatrain, "run_metatrain", lambda config, **options: seen.append(config))
+    monkeypatch.setattr(metatrain, "_draw", lambda config: None)
+    main(["metatrain", "--data", data, "--widths", "64-32-10", "64-10", "--out", str(tmp_path / "run")])
+    (tmp_path / "run").mkdir()
+    header = {"config": dataclasses.asdict(seen[0]), "options": {"data": data}}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(header) + "\n")
+    main(["metatrain", "--resume", "--out", str(tmp_path / "run")])
+    assert seen[0] == seen[1] and seen[1].networks == ((64, 32, 10), (64, 10))
+
+
+def test_a_resumed_run_takes_as_many_devices(tmp_path, monkeypatch):
+    """Their number is in the bits, and the machine may have got more cores, or fewer."""
+    seen = []
+    monkeypatch.setattr(metatrain, "_mesh", seen.append)
+    monkeypatch.setattr(metatrain, "run_metatrain", lambda config, **options: None)
+    monkeypatch.setattr(metatrain, "_draw", lambda config: None)
+    header = {"config": dataclasses.asdict(MetaTrainConfig()), "options": {}, "devices": 3}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(header) + "\n")
+    for more in ([], ["--devices", "2"]):
+        main(["metatrain", "--resume", "--out", str(tmp_path), *more])
+    assert seen == [3, 2]
+
+
+# Commands of the page that are not run, and why.
+NOT_RUN = {
+    **{f"celo2 data prepare {name} --out images": "fetches" for name in ("mnist", "fashion_mnist", "cifar10", "svhn")},
+    "celo2 data prepare /usr/share/datasets/fashion-mnist --out images": "needs a package of Debian",
+}
+# What makes the others small; the last of two equal options holds.
+SHRUNK = {
+    "celo2 metatrain select": "",
+    "celo2 metatrain": f"{OPTIONS} --outer-schedule constant --eval-steps 2 --eval-learning-rates 1e-3 --text-batch 2",
+    "celo2 compare": "--steps 2 --learning-rates 1e-3 --seeds 0",
+    "python benchmarks/reproduce_weights.py": "",
+}
+
+
+@pytest.mark.slow
+def test_shell_examples_of_the_page(data, tmp_path, monkeypatch):
+    """Every command in a block of docs/meta-training.md does its work at a small size, in the order of the page."""
+    root = Path(__file__).parents[3]
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", (root / "docs" / "meta-training.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert set(NOT_RUN) <= set(commands)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("abracadabra, " * 50)
+    spec = importlib.util.spec_from_file_location("reproduce", root / "benchmarks" / "reproduce_weights.py")
+    reproduce = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reproduce)
+    for command in commands:
+        if command in NOT_RUN:
+            continue
+        name = next(name for name in SHRUNK if command.startswith(name))
+        words = [*command.replace("FOLDER", data).split(), *SHRUNK[name].split()]
+        if name == "celo2 metatrain":  # several examples call their folder the same
+            out = words[words.index("--out") + 1] if "--out" in words else "runs/metatrain"
+            shutil.rmtree(out, ignore_errors=True)
+        if words[0] == "python":
+            monkeypatch.setattr("sys.argv", words[1:])
+            assert reproduce.main() == 0, command
+        else:
+            assert main(words[1:]) == 0, command
+
+
+def test_the_rule_is_a_word_about_the_variant(capsys):
+    config = metatrain.Config(rule="velo_s")
+    assert metatrain._with_rule(config).config == dataclasses.replace(config.config, variant="velo_s")
+    assert metatrain._with_rule(metatrain.Config(rule="celo2")) == metatrain.Config(rule="celo2")
+    assert main(["metatrain", "--rule", "celo2", "--variant", "velo_s"]) == 2
+    assert "rule = celo2, but the variant is velo_s" in capsys.readouterr().err

@@ -1,0 +1,254 @@
+"""The inner problem of the paper: augmentation, schedules, and both variants judged by the public blocks."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import TINY, TINY_CONFIG, assert_trees_close
+
+import celo2_harness as c2
+from celo2_harness.lab.metatrain import InnerProblem, MetaTrainConfig
+from celo2_harness.lab.metatrain.augmentation import AUGMENTATIONS, draw_log_alphas
+from celo2_harness.lab.metatrain.inner import INNER_SCHEDULES, ImageProblem, image_groups, kernel_view
+from celo2_harness.lab.metatrain.problem import Clock
+from celo2_harness.lab.metatrain.update import LearnedState
+from celo2_harness.lab.tasks.image_mlp import Layer, init_mlp, mlp_loss
+from celo2_harness.lab.tasks.images import ImageSets
+from celo2_harness.rule import default_view
+
+CONFIG = MetaTrainConfig(rule=TINY_CONFIG, hidden=2, batch=4, widths=(64, 3, 10))
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 64), dtype=np.uint8)
+DATA = ImageSets(
+    images=jnp.asarray(PIXELS),
+    labels=jnp.arange(12, dtype=jnp.int32) % 10,
+    starts=jnp.array([0, 7], jnp.int32),
+    sizes=jnp.array([7, 5], jnp.int32),
+)
+CLOCK = Clock(jnp.array(0), jnp.array(100))
+
+
+def problem_of(**changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return ImageProblem(config, config.networks[0])
+
+
+def loss_of(unroll, images, labels):
+    leaves, treedef = jax.tree.flatten(unroll.params)
+    scaled = [leaf * alpha for leaf, alpha in zip(leaves, unroll.alphas, strict=True)]
+    return mlp_loss(treedef.unflatten(scaled), images, labels)
+
+
+@pytest.mark.parametrize("level", AUGMENTATIONS)
+def test_alpha_changes_the_parameters_but_not_the_loss(level, key):
+    images, labels = DATA.images[:4] / 255.0, DATA.labels[:4]
+    plain = problem_of(augmentation=1.0).fresh(key)
+    problem = problem_of(augmentation_level=level)
+    assert isinstance(problem, InnerProblem)
+    unroll = problem.fresh(key)
+    np.testing.assert_allclose(loss_of(unroll, images, labels), loss_of(plain, images, labels), rtol=1e-5)
+    assert_trees_close(plain.params, init_mlp(jax.random.split(key, 3)[0], (64, 3, 10)), 1e-6)
+    for leaf, original, alpha in zip(
+        jax.tree.leaves(unroll.params), jax.tree.leaves(plain.params), unroll.alphas, strict=True
+    ):
+        assert np.all((alpha >= 1 / 1001) & (alpha <= 1001))
+        np.testing.assert_allclose(leaf * alpha, original, rtol=1e-5)
+
+
+def test_what_shares_an_alpha():
+    shapes = [(3, 2), (2,)]
+    draw = lambda level: jax.vmap(lambda k: draw_log_alphas(level, 100.0, k, shapes))(
+        jax.random.split(jax.random.key(0), 300)
+    )
+    entries = {}
+    for level in AUGMENTATIONS:
+        first, second = (np.broadcast_to(x.reshape(300, *x.shape[1:], *[1] * (len(shape) + 1 - x.ndim)), (300, *shape))
+                         for x, shape in zip(draw(level), shapes, strict=True))  # fmt: skip
+        flat = first.reshape(300, -1)
+        one_leaf = np.all(flat == flat[:, :1], axis=1)
+        entries[level] = (one_leaf, one_leaf & (flat[:, 0] == second[:, 0]))
+        for values in (first, second):
+            # Uniform in [-log 100, log 100]: mean 0, deviation 2.66; at least 300 independent samples.
+            assert abs(values.mean()) < 0.6 and abs(values.std() - 2 * math.log(100) / math.sqrt(12)) < 0.3
+    assert np.all(entries["global"][1])
+    assert np.all(entries["tensor"][0]) and not np.any(entries["tensor"][1])
+    assert not np.any(entries["parameter"][0])
+    # A third of the tasks each; four standard errors of 300 draws.
+    one_leaf, one_task = entries["mixed"]
+    assert abs(one_task.mean() - 1 / 3) < 0.11 and abs(one_leaf.mean() - 2 / 3) < 0.11
+
+
+def test_step_sizes_are_log_uniform(key):
+    assert float(problem_of().fresh(key).learning_rate) == pytest.approx(1e-3)
+    problem = problem_of(inner_learning_rates=(1e-4, 1e-2))
+    rates = jax.jit(jax.vmap(lambda k: problem.fresh(k).learning_rate))(jax.random.split(key, 2000))
+    place = np.log(np.asarray(rates) / 1e-4) / np.log(100)
+    # Of a uniform number: mean 1/2, deviation 0.289; four standard errors of 2000 samples.
+    assert abs(place.mean() - 0.5) < 0.026 and abs(place.std() - 0.289) < 0.02
+
+
+def test_schedule_over_an_unroll():
+    steps = jnp.arange(200)
+    cosine = INNER_SCHEDULES["warmup_cosine"](steps, jnp.array(200), 0.1)
+    wanted = optax.warmup_cosine_decay_schedule(0.0, 1.0, 20, 200)(steps)
+    np.testing.assert_allclose(cosine, wanted, atol=1e-6)
+    np.testing.assert_array_equal(INNER_SCHEDULES["constant"](steps, jnp.array(200), 0.1), np.ones(200))
+    # It scales what a step does, for both kinds of leaves.
+    problem = problem_of(inner_schedule="warmup_cosine", inner_warmup=0.1, augmentation=1.0)
+    unroll = problem.fresh(jax.random.key(0))
+    moves = []
+    for step in (5, 10):
+        new, _ = problem.step(TINY.theta, unroll, Clock(jnp.array(step), jnp.array(100)), DATA, jnp.arange(4))
+        moves.append(jax.tree.map(jnp.subtract, new.params, unroll.params))
+    assert_trees_close(jax.tree.map(lambda x: 2 * x, moves[0]), moves[1], 1e-2)
+
+
+def test_batches_come_from_the_set_asked_for(key):
+    problem = problem_of(batch=64)
+    for which, rows in enumerate((range(7), range(7, 12))):
+        assert set(np.asarray(problem.sample(DATA, jnp.array(which), key)).tolist()) == set(rows)
+
+
+def transposed(params):
+    return tuple(Layer(layer.kernel.T, layer.bias) for layer in params)
+
+
+def blocks_of(config):
+    """The same update from the public blocks, on kernels inputs x outputs."""
+    learned = optax.chain(
+        c2.celo2_direction(TINY),
+        *([c2.orthogonalize()] if config.variant == "ortho" else []),
+        c2.normalize_rms(config.rule.normalization),
+    )
+    if config.variant == "base":
+        return learned
+    # Without bias correction and with the floor under the root.
+    adam = optax.chain(
+        optax.GradientTransformation(
+            lambda p: (p * 0, p * 0),
+            lambda g, s, p=None: (
+                (m := 0.9 * s[0] + 0.1 * g) / jnp.sqrt((v := 0.95 * s[1] + 0.05 * g**2) + 1e-8),
+                (m, v),
+            ),
+        ),
+        optax.scale(20.0),
+    )
+
+    def init(params):
+        return [(learned if p.ndim > 1 else adam).init(p) for p in jax.tree.leaves(params)]
+
+    def update(gradients, state, params):
+        leaves, treedef = jax.tree.flatten(gradients)
+        pairs = [
+            (learned if g.ndim > 1 else adam).update(g, s, p)
+            for g, s, p in zip(leaves, state, jax.tree.leaves(params), strict=True)
+        ]
+        return treedef.unflatten([u for u, _ in pairs]), [s for _, s in pairs]
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize(
+    ("variant", "normalization", "widths"),
+    [
+        ("ortho", "per_step", (64, 3, 10)),
+        ("base", "per_step", (64, 3, 10)),
+        ("ortho", "none", (64, 4, 4, 10)),  # a square kernel: its last axis counts as the larger one
+        ("base", "clip", (64, 10)),
+        ("base", "rolling", (64, 10)),
+    ],
+)
+def test_steps_are_those_of_the_blocks(variant, normalization, widths, key):
+    """Two unrolls at once, as estimators run them, against one of them by the blocks."""
+    problem = problem_of(
+        variant=variant,
+        widths=widths,
+        augmentation=10.0,
+        rule=dataclasses.replace(TINY_CONFIG, normalization=normalization),
+    )
+    tx = blocks_of(problem.config)
+    unrolls = jax.vmap(problem.fresh)(jax.random.split(key))
+    assert [isinstance(s, LearnedState) for s in unrolls.state] == [
+        leaf.ndim > 2 or variant == "base" for leaf in jax.tree.leaves(unrolls.params)
+    ]
+    second = jax.tree.map(lambda x: x[1], unrolls)
+
+    @jax.jit
+    def both(unrolls, params, state, rows, step):
+        images, labels = DATA.images[rows] / 255.0, DATA.labels[rows]
+        as_problem = lambda p: second._replace(params=transposed(p))
+        loss, gradients = jax.value_and_grad(lambda p: loss_of(as_problem(p), images, labels))(params)
+        updates, state = tx.update(gradients, state, params)
+        clock = Clock(step, jnp.array(100))
+        new, ours = jax.vmap(lambda u: problem.step(TINY.theta, u, clock, DATA, rows))(unrolls)
+        return new, ours[1], optax.apply_updates(params, jax.tree.map(lambda u: -1e-3 * u, updates)), state, loss
+
+    params = transposed(second.params)
+    state = tx.init(params)
+    for t in range(3):
+        rows = problem.sample(DATA, jnp.array(0), jax.random.fold_in(key, t))
+        unrolls, ours, params, state, loss = both(unrolls, params, state, rows, jnp.array(t))
+        np.testing.assert_allclose(ours, loss, rtol=1e-5)
+        assert_trees_close(jax.tree.map(lambda x: x[1], unrolls.params), transposed(params), 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_the_view_of_a_transposed_kernel(shape):
+    """Factored over the same axes as the default view of inputs x outputs."""
+    view, default = kernel_view(shape), default_view(shape[::-1])
+    assert view.viewed == shape and view.permutation == (0, 1)
+    assert view.factored == tuple(1 - axis for axis in default.factored)
+
+
+def test_networks_share_the_tasks_of_every_set():
+    config = dataclasses.replace(CONFIG, widths=((64, 10), (64, 3, 10)), tasks_per_set=4)
+    groups = image_groups(config, 2)
+    assert [group.problem.widths for group in groups] == [(64, 10), (64, 3, 10)]
+    assert [group.tasks for group in groups] == [(0, 1, 4, 5), (2, 3, 6, 7)]
+    assert [group.sets for group in groups] == [(0, 0, 1, 1)] * 2
+    (single,) = image_groups(MetaTrainConfig(), 4)
+    assert single.tasks == tuple(range(32)) and single.sets == tuple(np.repeat(range(4), 8).tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "other"}, "variant = 'other', expected one of ortho, base"),
+        ({"estimator": "reinforce"}, "estimator = 'reinforce', expected one of pes, es, full"),
+        ({"meta_loss": "median"}, "meta_loss = 'median'"),
+        ({"inner_schedule": "linear"}, "inner_schedule = 'linear'"),
+        ({"augmentation_level": "row"}, "augmentation_level = 'row', expected one of global"),
+        ({"outer_optimizer": "lion"}, "outer_optimizer = 'lion'"),
+        ({"outer_schedule": "step"}, "outer_schedule = 'step'"),
+        ({"truncation": 200}, "truncation = 200 must not exceed shortest_unroll"),
+        ({"hidden": 0}, "hidden = 0"),
+        ({"text_batch": 0}, "text_batch = 0"),
+        ({"text_tasks": -1}, "text_tasks = -1, expected at least 0"),
+        ({"smallest_batch": 0}, "smallest_batch = 0, expected at least 1 and at most batch = 4"),
+        ({"smallest_batch": 5}, "smallest_batch = 5"),
+        ({"iterations": 0}, "iterations = 0"),
+        ({"sigma": 0.0}, "sigma = 0.0, expected above 0"),
+        ({"sigma": float("nan")}, "sigma = nan"),
+        ({"augmentation": 0.5}, "augmentation = 0.5, expected at least 1"),
+        ({"last_part": 0.0}, "last_part = 0.0"),
+        ({"inner_warmup": 1.0}, "inner_warmup = 1.0"),
+        ({"inner_learning_rates": (0.1, 0.01)}, "inner_learning_rates = .* in order"),
+        ({"longest_unroll": 50}, "longest_unroll = 50, expected at least shortest_unroll = 100"),
+        ({"widths": (784, 10)}, "widths = "),
+        ({"widths": ()}, "widths = "),
+        ({"widths": ((64, 10), (64, 32, 7))}, "widths = \\(64, 32, 7\\)"),
+        ({"widths": ((64, 10),) * 3}, "tasks_per_set = 8 cannot be spread over 3 networks"),
+        ({"rule": dataclasses.replace(TINY_CONFIG, normalization="sometimes")}, "normalization = 'sometimes'"),
+    ],
+)
+def test_impossible_configurations_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        # Past the type checks of the test suite, which would speak first.
+        values = {f.name: getattr(CONFIG, f.name) for f in dataclasses.fields(CONFIG)} | change
+        config = object.__new__(MetaTrainConfig)
+        for name, value in values.items():
+            object.__setattr__(config, name, value)
+        config.__post_init__()

@@ -1,0 +1,195 @@
+"""The outer loop: state, seeds, optimizers and schedules, several networks, other problems, several devices."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import META_CONFIG as CONFIG
+from helpers import META_IMAGES, META_LABELS, assert_trees_close, assert_trees_equal
+
+from celo2_harness.lab.metatrain import (
+    MetaTrainConfig,
+    TaskGroup,
+    init_metatrain,
+    metatrain_step,
+    place_data,
+    task_mesh,
+)
+from celo2_harness.lab.metatrain.outer import OUTER_OPTIMIZERS, OUTER_SCHEDULES, outer_optimizer
+from celo2_harness.lab.metatrain.tasks import check_spread
+from celo2_harness.lab.tasks.images import ImageSets
+
+DATA = ImageSets(
+    images=jnp.asarray(META_IMAGES.reshape(20, 64)),
+    labels=jnp.asarray(META_LABELS, jnp.int32),
+    starts=jnp.array([0, 10], jnp.int32),
+    sizes=jnp.array([10, 10], jnp.int32),
+)
+
+
+def test_initial_state():
+    state = init_metatrain(CONFIG, 2)
+    assert [x.shape for x in state.theta] == [(2, 2), (2,), (2, 2), (2,), (2, 3), (3,)]
+    (tasks,) = state.tasks
+    assert [x.shape for x in tasks.xi] == [(4, *x.shape) for x in state.theta]
+    assert all(x.shape[:2] == (4, 2) for x in jax.tree.leaves(tasks.unrolls))
+    assert not any(np.any(x) for x in tasks.xi) and not np.any(state.theta.b0)
+    first, second = (jax.tree.map(lambda x: x[:, sign], tasks.unrolls) for sign in (0, 1))  # noqa: B023
+    assert_trees_equal(first, second)
+    kernels = tasks.unrolls.params[0].kernel[:, 0]
+    assert len({float(x) for x in kernels[:, 0, 0]}) == 4  # each task has its own
+    paper = jax.eval_shape(lambda: init_metatrain(MetaTrainConfig(), 4))
+    assert sum(x.size for x in paper.theta) == 347 and paper.tasks[0].clock.step.shape == (32,)
+
+
+def run(config, steps=2, **options):
+    state = init_metatrain(config, 2, **options)
+    for _ in range(steps):
+        state, metrics = metatrain_step(config, state, DATA, **options)
+    return state, metrics
+
+
+def test_one_seed_one_theta():
+    first, metrics = run(CONFIG, steps=3)
+    assert int(first.iteration) == 3 and float(metrics.gradient_norm) > 0
+    again, _ = run(CONFIG, steps=3)
+    assert_trees_equal(again.theta, first.theta)
+    assert np.any(np.asarray(first.theta.w0) != np.asarray(init_metatrain(CONFIG, 2).theta.w0))
+
+
+def test_any_optimizer_of_optax():
+    """One step of plain descent moves theta by the gradient; the config's optimizer is the one of its table."""
+    theta = init_metatrain(CONFIG, 2).theta
+    descent, metrics = run(CONFIG, steps=1, optimizer=optax.sgd(1.0))
+    gradient = jax.tree.map(jnp.subtract, theta, descent.theta)
+    assert float(optax.tree.norm(gradient)) == pytest.approx(float(metrics.gradient_norm), rel=1e-4)
+    wanted, _ = optax.adamw(1e-2, weight_decay=1e-4).update(gradient, optax.adamw(1e-2).init(theta), theta)
+    state, _ = run(CONFIG, steps=1)
+    assert_trees_close(state.theta, jax.tree.map(jnp.add, theta, wanted), 1e-4)
+
+
+@pytest.mark.parametrize("name", OUTER_OPTIMIZERS)
+def test_outer_optimizers_descend(name):
+    tx = outer_optimizer(dataclasses.replace(CONFIG, outer_optimizer=name, outer_weight_decay=0.0))
+    theta = {"x": jnp.array([1.0, -1.0])}
+    updates, _ = tx.update(theta, tx.init(theta), theta)
+    assert np.all(np.sign(updates["x"]) == [-1, 1])
+
+
+def test_outer_schedules():
+    values = {name: [float(make(2.0, 100)(t)) for t in range(101)] for name, make in OUTER_SCHEDULES.items()}
+    assert set(values["constant"]) == {2.0}
+    for name in ("cosine", "linear"):
+        assert values[name][0] == 0 and values[name][2] == max(values[name]) == 2.0
+        assert values[name][51] == pytest.approx(1.0) and values[name][100] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_several_networks():
+    config = dataclasses.replace(CONFIG, widths=((64, 10), (64, 3, 10)))
+    state, metrics = run(config, steps=1)
+    assert [len(tasks.unrolls.params) for tasks in state.tasks] == [1, 2]
+    assert metrics.tasks.meta_loss.shape == (2,) and np.all(np.isfinite(metrics.tasks.meta_loss))
+    assert float(metrics.gradient_norm) > 0
+    # The first network's tasks have the randomness that they would have alone.
+    alone, _ = run(CONFIG, steps=1)
+    for which, task in enumerate((0, 2)):
+        mine, theirs = (
+            jax.tree.map(lambda x, place=place: x[place], tasks.clock)
+            for tasks, place in ((state.tasks[0], which), (alone.tasks[0], task))
+        )
+        assert_trees_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("change", [{"estimator": "es"}, {"estimator": "full"}, {"meta_loss": "last"}])
+def test_other_estimators_run(change):
+    state, metrics = run(dataclasses.replace(CONFIG, **change), steps=1)
+    assert float(metrics.gradient_norm) > 0 and np.all(np.isfinite(metrics.tasks.meta_loss))
+    assert (state.tasks[0] is None) == (change.get("estimator") == "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Valley:
+    """x <- theta; the loss is the squared distance of theta to the centre of the data set. No network anywhere."""
+
+    loss_bound: float = 100.0
+
+    def fresh(self, key):
+        return jnp.zeros(2)
+
+    def sample(self, data, which, key):
+        return data[which]
+
+    def step(self, theta, state, clock, data, batch):
+        return theta["x"], jnp.sum(jnp.square(theta["x"] - batch))
+
+
+def test_other_problems():
+    """Any problem and any theta: meta-training finds the mean of two centres."""
+    centres = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    groups = (TaskGroup(Valley(), tuple(range(8)), (0, 1) * 4),)
+    options = {"groups": groups, "optimizer": optax.adam(0.1)}
+    state = init_metatrain(CONFIG, 2, theta={"x": jnp.zeros(2)}, **options)
+    for _ in range(100):
+        state, metrics = metatrain_step(CONFIG, state, centres, **options)
+    np.testing.assert_allclose(state.theta["x"], [0.5, 1.0], atol=0.1)
+    np.testing.assert_allclose(metrics.tasks.meta_loss, [1.25, 1.25], atol=0.4)
+
+
+def test_tasks_that_cannot_be_spread():
+    group = TaskGroup(Valley(), (0, 1, 2), (0, 0, 0))
+    check_spread(group, 3)
+    with pytest.raises(ValueError, match="3 tasks of Valley.* cannot be spread over 2 devices"):
+        check_spread(group, 2)
+
+
+def test_a_mesh_of_one_device():
+    mesh = task_mesh()
+    state = init_metatrain(CONFIG, 2, mesh=mesh)
+    state, _ = metatrain_step(CONFIG, state, place_data(DATA, mesh), mesh=mesh)
+    assert_trees_close(state.theta, run(CONFIG, steps=1)[0].theta, 1e-5)
+
+
+def start(out, devices, *distributed):
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parents[2] / "src"), str(tests.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(tests / "spread.py"), str(out), str(devices), *distributed]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def results(*processes):
+    """What the processes wrote, as dicts."""
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    files = [np.load(process.args[2]) for process in processes]
+    return [{name: file[name] for name in file.files} for file in files]
+
+
+def assert_same(got, wanted):
+    for name, value in wanted.items():
+        if name != "devices":
+            np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
+def test_devices_and_processes_do_not_change_the_result(tmp_path):
+    """One device, eight, and two processes with four each."""
+    one, eight = results(start(tmp_path / "one.npz", 1), start(tmp_path / "eight.npz", 8))
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert_same(eight, one)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    pair = results(*(start(tmp_path / f"{k}.npz", 4, address, str(k)) for k in range(2)))
+    for result in pair:
+        assert result["devices"] == 8
+        assert_same(result, one)

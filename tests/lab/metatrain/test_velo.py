@@ -1,0 +1,115 @@
+"""Meta-training of a VeLO: inner steps judged by the Optax transformation, and a run on disk."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import META_CONFIG, META_IMAGES, assert_trees_close, assert_trees_equal, random_velo
+
+from celo2_harness import harness
+from celo2_harness.lab.metatrain import RunError, load_portable, run_metatrain, select_weights
+from celo2_harness.lab.metatrain.evaluations import Evaluation
+from celo2_harness.lab.metatrain.inner import ImageProblem
+from celo2_harness.lab.metatrain.problem import Clock
+from celo2_harness.lab.tasks.image_mlp import Layer, mlp_loss
+from celo2_harness.lab.tasks.images import ImageSets
+from celo2_harness.velo import VELO_S, VeloTheta, load_velo_weights, save_velo_weights, velo
+
+CONFIG = dataclasses.replace(META_CONFIG, variant="velo_s")
+WEIGHTS = random_velo(VELO_S.lstm, VELO_S.bank)
+DATA = ImageSets(
+    images=jnp.asarray(META_IMAGES.reshape(20, 64)),
+    labels=jnp.arange(20, dtype=jnp.int32) % 10,
+    starts=jnp.zeros(1, jnp.int32),
+    sizes=jnp.full(1, 20, jnp.int32),
+)
+
+
+def test_inner_steps_are_those_of_the_transformation(key):
+    """Two unrolls at once, each under a theta of its own, against one of them by Optax on kernels inputs x outputs."""
+    widths, length = (64, 10, 10), 7
+    problem = ImageProblem(dataclasses.replace(CONFIG, widths=widths, augmentation=10.0), widths)
+    unrolls = jax.vmap(problem.fresh)(jax.random.split(key))
+    thetas = jax.tree.map(lambda x: jnp.stack([1.1 * x, x]), WEIGHTS.theta)
+    tx = velo(WEIGHTS, num_steps=length)
+    transposed = lambda params: tuple(Layer(layer.kernel.T, layer.bias) for layer in params)
+    second = jax.tree.map(lambda x: x[1], unrolls)
+    alphas = jax.tree.structure(second.params).unflatten(second.alphas)
+    params = transposed(second.params)
+    state = tx.init(params)
+
+    @jax.jit
+    def both(unrolls, params, state, rows, step):
+        def loss_fn(params):
+            scaled = jax.tree.map(jnp.multiply, transposed(params), alphas)
+            return mlp_loss(scaled, DATA.images[rows] / 255.0, DATA.labels[rows])
+
+        loss, gradients = jax.value_and_grad(loss_fn)(params)
+        updates, state = tx.update(gradients, state, params, value=loss)
+        clock = Clock(step, jnp.array(length))
+        new, ours = jax.vmap(lambda theta, u: problem.step(theta, u, clock, DATA, rows))(thetas, unrolls)
+        return new, ours[1], optax.apply_updates(params, updates), state, loss
+
+    for t in range(4):
+        rows = problem.sample(DATA, jnp.array(0), jax.random.fold_in(key, t))
+        unrolls, ours, params, state, loss = both(unrolls, params, state, rows, jnp.array(t))
+        np.testing.assert_allclose(ours, loss, rtol=1e-5)
+        assert_trees_close(jax.tree.map(lambda x: x[1], unrolls.params), transposed(params), 1e-4)
+    assert np.all(np.asarray(unrolls.state.count) == 4)
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    seen = []
+    evaluation = Evaluation(2, {}, lambda weights: seen.append(weights) or float(len(seen)))
+    weights = run_metatrain(CONFIG, images, out, log_every=1, evaluation=evaluation)
+    return out, weights, seen
+
+
+def test_a_run_makes_weights_that_build_takes(whole):
+    out, weights, seen = whole
+    assert isinstance(weights.theta, VeloTheta) and weights.config == VELO_S
+    loaded = load_velo_weights(out / "weights.celo2", expect=VELO_S)
+    assert_trees_equal(loaded.theta, weights.theta)
+    assert loaded.provenance["iterations"] == 3 and loaded.provenance["config"]["variant"] == "velo_s"
+    assert "| numbers | 46337 |" in (out / "weights.md").read_text()
+    # Every number that takes part has moved; the dead layer only by weight decay.
+    first = seen[0].theta
+    assert np.all(np.any(weights.theta.message.w != first.message.w)) and np.any(weights.theta.bank != first.bank)
+    tx = harness.build("velo_s", total_steps=5, weights=str(out / "weights.celo2"))
+    params = {"w": jnp.ones((2, 3))}
+    assert jax.eval_shape(lambda: tx.update(params, tx.init(params), params, value=1.0)[0])["w"].shape == (2, 3)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(whole, images, tmp_path):
+    assert run_metatrain(CONFIG, images, tmp_path / "run", log_every=1, stop=lambda: True) is None
+    weights = run_metatrain(CONFIG, images, tmp_path / "run", log_every=1, resume=True)
+    assert_trees_equal(weights.theta, whole[1].theta)
+
+
+def test_selecting_and_going_on(whole, images, tmp_path):
+    out, weights, seen = whole
+    best = select_weights(out, tmp_path / "best.celo2")
+    assert_trees_equal(best.theta, seen[0].theta)  # the first score is the lowest
+    assert_trees_equal(load_velo_weights(tmp_path / "best.celo2").theta, seen[0].theta)
+    saved = load_portable(out / "portable.msgpack")
+    assert_trees_equal(saved.theta, weights.theta)
+    longer = dataclasses.replace(CONFIG, iterations=4)
+    run_metatrain(longer, images, tmp_path / "more", continue_from=out / "portable.msgpack")
+    with pytest.raises(RunError, match="its variant is velo_s, asked for base"):
+        celo2 = dataclasses.replace(META_CONFIG, iterations=4)
+        run_metatrain(celo2, images, tmp_path / "other", continue_from=out / "portable.msgpack")
+
+
+def test_starting_from_weights(images, tmp_path):
+    save_velo_weights(tmp_path / "w", WEIGHTS)
+    with pytest.raises(ValueError, match="trained with lstm = 64|ff_mult|expected"):
+        save_velo_weights(tmp_path / "small", random_velo())
+        run_metatrain(CONFIG, images, tmp_path / "refused", start_from=str(tmp_path / "small"))
+    assert run_metatrain(CONFIG, images, tmp_path / "run", start_from=str(tmp_path / "w"), stop=lambda: True) is None
+    saved = load_portable(tmp_path / "run" / "portable.msgpack").theta
+    np.testing.assert_allclose(saved.bank, WEIGHTS.theta.bank, atol=0.05)  # one iteration away

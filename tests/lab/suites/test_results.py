@@ -1,0 +1,246 @@
+"""From result files to tables: by hand arithmetic, and what is refused."""
+
+import json
+import math
+import statistics
+
+import pytest
+
+from celo2_harness.lab.suites import InputError, summarize
+from celo2_harness.lab.suites.report import Section, update_markdown, write_small
+from celo2_harness.lab.suites.result_files import read_results
+from celo2_harness.lab.suites.results import sort_results
+from celo2_harness.lab.suites.significance import Difference, paired_difference
+from celo2_harness.lab.suites.spikes import peaks, spikes
+from celo2_harness.lab.suites.tables import (
+    Table,
+    comparison_table,
+    overview_table,
+    result_tables,
+    search_table,
+    spike_table,
+)
+
+
+def record(name, losses, rate=0.1, decay=0.0, seed=0, status="finished", ms=2.0, optimizer=(), **header):
+    optimizer = {"preset": name, "learning_rate": rate, "weight_decay": decay, "total_steps": 20, **dict(optimizer)}
+    return {
+        "name": name, "learning_rate": rate, "seed": seed, "status": status,
+        "validation": [[10 * i, loss] for i, loss in enumerate(losses)],
+        "validation_loss": losses[-1] if losses else None,
+        "step_milliseconds": ms, "state_bytes": 8, "parameter_bytes": 4,
+        "settings": {
+            "model": {"width": 16}, "optimizer": optimizer, "run": {"steps": 20, "seed": seed, "eval_every": 10}
+        },
+        **header,
+    }  # fmt: skip
+
+
+def test_the_best_trial_is_chosen_on_some_seeds_and_shown_on_others():
+    lines = [
+        record("sgd", [5, 1.0], rate=0.1, seed=0), record("sgd", [5, 3.0], rate=0.1, seed=1),
+        record("sgd", [5, 1.9], rate=0.2, seed=0), record("sgd", [5, 1.9], rate=0.2, seed=1),
+        record("sgd", [5, 2.5], rate=0.2, seed=7), record("sgd", [5, 2.7], rate=0.2, seed=8),
+    ]  # fmt: skip
+    (row,) = summarize(lines, selection_seeds=(0, 1))
+    assert (row.learning_rate, row.validation_loss, row.finals) == (0.2, pytest.approx(2.6), {7: 2.5, 8: 2.7})
+    assert row.spread == pytest.approx(statistics.stdev([2.5, 2.7])) and row.trials == 2
+    # By all seeds: 2.0 over two against 2.25 over four, and a trial with fewer seeds cannot win.
+    (row,) = summarize(lines)
+    assert (row.learning_rate, row.incomplete) == (0.2, 1)
+
+
+def test_weight_decays_are_trials_and_failures_are_counted():
+    lines = [
+        record("sgd", [5, 2.0], decay=0.0), record("sgd", [5, 1.0], decay=0.1),
+        record("sgd", [5, None], decay=1.0, status="diverged"), record("sgd", [], decay=9.0, status="failed"),
+    ]  # fmt: skip
+    (row,) = summarize(lines)
+    assert (row.weight_decay, row.trials, row.learning_rates) == (0.1, 4, 1)
+    assert row.failures == {"diverged": 1, "failed": 1}
+
+
+def test_significance_by_hand():
+    """Differences -0.3, -0.1, -0.2: mean -0.2, standard error 0.1 / sqrt 3, and Student's t of two degrees 4.3027."""
+    others = {0: 2.0, 1: 2.1, 2: 2.2}
+    difference = paired_difference({0: 1.7, 1: 2.0, 2: 2.0, 3: 0.0}, others)
+    assert difference is not None and difference.seeds == 3
+    assert difference.mean == pytest.approx(-0.2) and difference.standard_error == pytest.approx(0.1 / math.sqrt(3))
+    assert difference.half_width == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert difference.verdict == "open"  # 0.248 > 0.2
+    verdict = lambda *finals: paired_difference(dict(enumerate(finals)), others).verdict  # type: ignore[union-attr]
+    assert verdict(1.79, 1.9, 2.0) == "lower" and verdict(2.5, 2.61, 2.7) == "higher"
+    assert verdict(1.99995, 2.09995, 2.19995) == "open"  # too small to matter, however sure
+    assert verdict(1.0) == "one seed" and verdict(1.0, math.inf) == "diverged"
+    assert paired_difference({5: 1.0}, others) is None
+    assert paired_difference({0: math.inf}, {0: math.inf}) == Difference(1, math.inf, None, None, "diverged")
+
+
+def test_spikes_by_hand():
+    """Levels 4, 3, 2.75: 0.5 x 4 + 0.5 x 2 = 3, then 0.5 x 3 + 0.5 x 2.5."""
+    training = [[10, 4.0], [20, 2.0], [30, 2.5], [40, 2.0]]
+    found = peaks(training, [[10, 9.0], [20, 6.0], [30, 4.6], [40, None]])
+    assert [(p.step, p.ratio) for p in found] == [(20, 1.5), (30, pytest.approx(4.6 / 3)), (40, math.inf)]
+    assert [p.step for p in spikes(training, [[10, 9.0], [20, 6.0], [30, 4.6], [40, None]])] == [30, 40]
+    # A jump enters the level as 1.5 times it: 2 -> 2.5, so 3.8 is a spike, and would be none after a level of 51.
+    assert [p.step for p in spikes([[1, 2.0], [2, 100.0], [3, 2.0]], [[1, 2.0], [2, 100.0], [3, 3.8]])] == [2, 3]
+
+
+def test_the_table_of_spikes_says_what_a_guard_did():
+    curves = {"training": [[10, 4.0], [20, 2.0]], "training_peak": [[10, 9.0], [20, 6.0]]}
+    lines = [record("sgd", [5, 2.0], seed=s, guarded_steps=2 + s, **curves) for s in range(2)]
+    lines += [record("adamw", [5, 2.0], **curves)]
+    table = spike_table(*sort_results(lines))
+    assert table.rows == [["sgd", "2", "0", "1.50x", "20"], ["adamw", "1", "0", "1.50x", "20"]]
+    assert table.notes[1:] == ["sgd: 5 steps skipped or clipped by the guard."]
+
+
+def test_the_comparison_table_by_hand():
+    lines = [
+        *(record("adamw", [5, 3.0, 2.0 + 0.1 * s], seed=s, ms=4.0) for s in range(3)),
+        *(record("adamw", [5, 4.0, 4.0], rate=0.2, seed=s) for s in range(3)),
+        *(record("muon", [5, 2.0, 1.5 + 0.1 * s], rate=0.01, seed=s, ms=6.0) for s in range(3)),
+        *(record("muon", [5, None], rate=0.02, seed=s, status="diverged") for s in range(3)),
+        *(record("muon", [5, 9.0], rate=0.001, seed=s) for s in range(3)),
+    ]
+    (results,) = sort_results(lines)
+    table = comparison_table(results)
+    by_name = {row[0]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
+    assert list(by_name) == ["muon", "adamw"]
+    muon, adamw = by_name["muon"], by_name["adamw"]
+    assert muon["final loss (nats per byte)"] == "1.6000 ± 0.1000"
+    assert adamw["minus muon, paired"].startswith("+0.5000 ± 0.0000, higher") and muon["minus muon, paired"] == "-"
+    # The mean of muon is 2.0 at step 10, below adamw's 2.1; 10 steps of 6 ms over 20 of 4.
+    assert muon["steps to adamw's loss"] == "10 (50%)" and muon["time to it, of adamw's"] == "0.1 s (75%)"
+    assert adamw["steps to adamw's loss"] == "20 (100%)"
+    assert (adamw["learning rate"], muon["learning rate"]) == ("0.1*", "0.01")  # * at the edge of those tried
+    assert muon["diverged / failed runs"] == "3 / 0"
+    notes = " ".join(table.notes)
+    assert "3 seeds: weak evidence." in notes and "different numbers of trials" in notes
+    search = search_table(results)
+    assert search.headings == ["optimizer", "0.001", "0.01", "0.02", "0.1", "0.2"]
+    assert search.rows[1] == ["muon", "9.0000", "1.6000", "diverged", "", ""]
+
+
+def test_tasks_and_weights_are_told_apart():
+    other = record("adamw", [5, 1.0], task="small")
+    other["settings"]["model"] = {"width": 32}
+    lines = [
+        record("celo2_ortho", [5, 2.0], optimizer={"weights": None}, task="small"),
+        record("celo2_ortho", [5, 1.9], optimizer={"weights": "runs/a/weights.celo2", "state_dtype": "float32"}),
+        record("celo2_ortho", [5, 1.8], optimizer={"weights": "runs/b/weights.celo2"}),
+        record("celo2_ortho", [5, 1.7], optimizer={"weights": "theta.state"}),
+        record("adamw", [5, 2.0], optimizer={"weights": "runs/a/weights.celo2"}),
+        record("adamw", [5, 2.0], seed=1),
+        other,
+    ]
+    one, two = sort_results(lines, without_weights={"adamw"})
+    names = ["celo2_ortho", "celo2_ortho (a)", "celo2_ortho (b)", "celo2_ortho (theta)", "adamw"]
+    assert [row.name for row in one.rows] == names
+    assert [len(row.finals) for row in one.rows] == [1, 1, 1, 1, 2]
+    assert (one.title, two.title) == ("small (width 16)", "small (width 32)")
+    # The same name for other numbers: the digest tells.
+    lines = [record("celo2_ortho", [5, 2.0], optimizer={"weights_sha256": digest}) for digest in ("aa", "bb")]
+    (results,) = sort_results(lines)
+    assert [row.name for row in results.rows] == ["celo2_ortho (weights_sha256 aa)", "celo2_ortho (weights_sha256 bb)"]
+
+
+def test_the_search_is_shown_on_its_own_seeds():
+    header = {"selection_seeds": [0], "report_seeds": [1, 2]}
+    lines = [record("sgd", [5, loss], seed=seed, **header) for seed, loss in ((0, 1.0), (1, 3.0), (2, 4.0))]
+    (results,) = sort_results([*lines, record("sgd", [5, 2.0], rate=0.2, **header)])
+    assert search_table(results).rows == [["sgd", "1.0000", "2.0000"]]
+    assert results.rows[0].validation_loss == 3.5
+
+
+def test_runs_of_different_selections_do_not_mix():
+    split = {"selection_seeds": [0], "report_seeds": [1]}
+    with pytest.raises(InputError, match="runs of sgd come from suites with different seeds"):
+        sort_results([record("sgd", [5, 1.0], **split), record("sgd", [5, 1.0], seed=1)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation": None}, "line 2: validation = None: expected pairs of step and loss"),
+        ({"validation": [[0]]}, "line 2: validation = [[0]]: expected pairs"),
+        ({"status": "lost"}, "line 2: status = lost: expected finished, diverged or failed"),
+        ({"settings": {}}, "line 2: settings = {}: expected a table with `optimizer` and `run`"),
+        ({"learning_rate": "high"}, "line 2: learning_rate = high: expected a number"),
+        ({"validation_loss": None}, "line 2: a finished run without validation_loss"),
+        ({"name": ...}, "line 2: 'name' is missing, so this is no run of celo2 evaluate, compare or reinforce"),
+    ],
+)
+def test_a_broken_record_is_named(tmp_path, change, message):
+    good = record("sgd", [5, 1.0])
+    bad = {name: value for name, value in (good | change).items() if value is not ...}
+    (tmp_path / "runs.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    with pytest.raises(InputError) as refused:
+        read_results([tmp_path])
+    assert f"{tmp_path}/runs.jsonl, {message}" in str(refused.value)
+
+
+def test_broken_files_and_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="none: there is no such folder or file"):
+        read_results([tmp_path / "none"])
+    with pytest.raises(InputError, match=r"holds no results; expected runs\.jsonl, compare\.jsonl or"):
+        read_results([tmp_path])
+    (tmp_path / "compare.jsonl").write_text("")
+    with pytest.raises(InputError, match="no runs there yet"):
+        read_results([tmp_path])
+    (tmp_path / "compare.jsonl").write_text('{"name": \n{}\n')
+    with pytest.raises(InputError, match=r"compare\.jsonl is damaged: line 1 is not a JSON record"):
+        read_results([tmp_path])
+
+
+def test_a_later_run_replaces_a_failed_one_and_not_the_other_way_round(tmp_path):
+    failed, finished = record("sgd", [], status="failed"), record("sgd", [5, 1.0])
+    for lines in ([failed, finished], [finished, failed]):
+        (tmp_path / "any.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert [r["status"] for r in read_results([tmp_path])] == ["finished"]
+
+
+def test_the_overview_has_what_was_on_several_tasks():
+    lines = [record("sgd", [5, 1.0]), record("adamw", [5, 2.0]), record("adamw", [5, 2.5], seed=1)]
+    lines += [line | {"task": "other", "settings": line["settings"] | {"model": {"width": 64}}} for line in lines[1:]]
+    lines += [record("lion", [5, 3.0])]
+    table = overview_table(sort_results(lines))
+    assert table.headings == ["optimizer", "language_model", "other"]
+    assert table.rows == [["adamw", "2.2500 ± 0.3536", "2.2500 ± 0.3536"]]
+
+
+def test_what_is_kept_gives_the_same_tables_and_names_no_folder(tmp_path):
+    lines = [
+        record("celo2_ortho", [5.123456789, 1.987654321], seed=s, optimizer={"weights": "/home/me/a/weights.celo2"})
+        for s in range(2)
+    ]
+    write_small(tmp_path / "kept.jsonl", lines)
+    text = (tmp_path / "kept.jsonl").read_text()
+    assert "/home" not in text and "1.987654]" in text
+    (before,), (after,) = sort_results(lines), sort_results(read_results([tmp_path / "kept.jsonl"]))
+    assert result_tables(before) == result_tables(after)
+
+
+def test_tables_go_between_the_markers_of_a_page(tmp_path):
+    sections = [Section(t, [Table(t, ["optimizer", "loss"], [["sgd", "1*"]], ["*: edge."])], []) for t in ("a", "b c")]
+    page = tmp_path / "page.md"
+    page.write_text("# Before\n\n<!-- report: b c -->\nold\n<!-- end of report -->\n\nAfter.\n")
+    for _ in range(2):  # again, it changes nothing
+        assert update_markdown(page, sections) == []
+        assert page.read_text() == (
+            "# Before\n\n<!-- report: b c -->\n\n**b c**\n\n| optimizer | loss |\n| --- | ---: |\n| sgd | 1* |\n\n"
+            "\\*: edge.\n\n<!-- end of report -->\n\nAfter.\n"
+        )
+    page.write_text("<!-- report: * -->\n<!-- end of report -->\n")
+    update_markdown(page, sections)
+    assert page.read_text().index("**a**") < page.read_text().index("**b c**")
+    other = "<!-- report: d -->\nof another report\n<!-- end of report -->\n"
+    page.write_text("<!-- report: a -->\n<!-- end of report -->\n" + other)
+    assert update_markdown(page, sections) == ["d"]
+    assert "**a**" in page.read_text() and page.read_text().endswith(other)
+    page.write_text(other)
+    with pytest.raises(InputError, match="wants 'd'; there is 'a', 'b c'"):
+        update_markdown(page, sections)
+    page.write_text("nothing")
+    with pytest.raises(InputError, match="has no markers"):
+        update_markdown(page, sections)
