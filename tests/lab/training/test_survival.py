@@ -17,12 +17,12 @@ from celo2_harness.lab.suites import (
     InputError,
     Suite,
     TrainConfig,
-    checkpoints,
     run_suite,
     runner,
     train,
 )
 from celo2_harness.lab.suites.suite import Search, SuiteOptimizer, SuiteTask
+from celo2_harness.lab.training import checkpoints
 
 CONFIG = TrainConfig(steps=12, seed=1, eval_every=4, log_every=1, checkpoint_every=3)
 TX = optax.adamw(1e-2)
