@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import optax
 from jax.sharding import Mesh
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.plots import plot_training
 from celo2_harness.lab.suites.records import (
     finite_or_none,
@@ -23,9 +24,8 @@ from celo2_harness.lab.suites.records import (
     write_lines,
 )
 from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.checkpoints import Checkpoints, refuse_difference
-from celo2_harness.lab.training.errors import InputError
 from celo2_harness.lab.training.loop import Progress, TrainState, fit, init_state
+from celo2_harness.lab.training.orbax import Checkpoints, refuse_difference
 from celo2_harness.lab.training.placed import PlacedTask
 
 METRICS = "metrics.jsonl"
