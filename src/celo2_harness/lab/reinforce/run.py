@@ -20,10 +20,10 @@ from celo2_harness.lab.suites.records import (
     prepare_folder,
     provenance,
     read_lines,
-    work_alone,
     write_line,
     write_lines,
 )
+from celo2_harness.lab.training.locks import lock_folder
 from celo2_harness.lab.training.orbax import Checkpoints, refuse_difference
 from celo2_harness.lab.training.train import CHECKPOINTS, METRICS, holds_run, saved_options
 
@@ -126,7 +126,7 @@ def reinforce(
     if resume:
         saved_options(folder)  # refuses a folder without a run
     prepare_folder(folder)
-    with work_alone(folder):
+    with lock_folder(folder):
         return _locked(
             environments,
             network,
