@@ -12,15 +12,15 @@ from celo2_harness._trees import is_function
 from celo2_harness._types import Params, Updates
 from celo2_harness.rule import MatrixView, default_view, view_from_axes
 
-# A tree of MuonDimensionNumbers (None: published behaviour for that leaf), a function of the updates that returns such
-# a tree, or None for the published behaviour everywhere.
+# A tree of MuonDimensionNumbers or MatrixViews (None: published behaviour for that leaf), a function of the updates that
+# returns such a tree, or None for the published behaviour everywhere.
 WeightDimensionNumbers = Any | Callable[[Updates], Any] | None
 # A tree of NamedSharding like the updates, a function of the updates that returns one, or None: not on a mesh.
 LeafShardings = Any | Callable[[Updates], Any] | None
 
 
 def _is_specification(x: Any) -> bool:
-    return x is None or isinstance(x, MuonDimensionNumbers)
+    return x is None or isinstance(x, (MuonDimensionNumbers, MatrixView))
 
 
 def leaf_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers) -> list[MatrixView]:
@@ -45,10 +45,21 @@ def leaf_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers
                 " MuonDimensionNumbers or None at every leaf."
             )
         specification = specifications[path]
-        views.append(
-            default_view(leaf.shape) if specification is None else view_from_axes(leaf.shape, *specification, name=name)
-        )
+        views.append(_resolve(leaf.shape, specification, name))
     return views
+
+
+def _resolve(shape: tuple[int, ...], specification: MuonDimensionNumbers | MatrixView | None, name: str) -> MatrixView:
+    if specification is None:
+        return default_view(shape)
+    if isinstance(specification, MuonDimensionNumbers):
+        return view_from_axes(shape, *specification, name=name)
+    if specification.shape != shape:
+        raise ValueError(
+            f"{name} of shape {shape}: its matrix view is one of a leaf of shape {specification.shape}. Route the tree"
+            " that is updated."
+        )
+    return specification
 
 
 def leaf_shardings(updates: Params, shardings: LeafShardings) -> list[NamedSharding] | None:

@@ -13,7 +13,7 @@ from celo2_harness.blocks.direction import moment_shardings
 from celo2_harness.blocks.orthogonalize import LARGEST_STACKED
 from celo2_harness.blocks.spread import plan_rounds
 from celo2_harness.blocks.views import leaf_views
-from celo2_harness.routing import Route, route
+from celo2_harness.routing import route
 from celo2_harness.sharding import like_parameters, parameter_shardings
 
 # Presets whose hidden matrices are orthogonalised.
@@ -71,8 +71,7 @@ def estimate_update(
     path_of = lambda tree: dict(jax.tree_util.tree_flatten_with_path(tree)[0])
     place_of = path_of(places)
     routes = route(shapes)
-    is_route = lambda x: isinstance(x, Route)
-    route_of = dict(jax.tree_util.tree_flatten_with_path(routes, is_leaf=is_route)[0])
+    route_of = dict(jax.tree_util.tree_flatten_with_path(routes)[0])
     views = lambda updates: jax.tree_util.tree_map_with_path(lambda path, _: route_of[path].view, updates)
 
     def learned(part: Celo2State) -> int:

@@ -41,7 +41,7 @@ def kernel_view(shape: tuple[int, ...]) -> MatrixView:
     >>> kernel_view((10, 32)).factored, kernel_view((32, 10)).factored, kernel_view((8, 8)).factored
     ((0, 1), (1, 0), (1, 0))
     """
-    return default_view(shape)._replace(factored=(0, 1) if shape[1] > shape[0] else (1, 0))
+    return MatrixView(shape, (0,), (1,), (0, 1) if shape[1] > shape[0] else (1, 0))
 
 
 def new_unroll(config: MetaTrainConfig, views: Views, init: Callable[[Array], Any], key: Array) -> Unroll:
