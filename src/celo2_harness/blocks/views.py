@@ -12,8 +12,8 @@ from celo2_harness._trees import is_function
 from celo2_harness._types import Params, Updates
 from celo2_harness.rule import MatrixView, default_view, view_from_axes
 
-# A tree of MuonDimensionNumbers or MatrixViews (None: published behaviour for that leaf), a function of the updates that
-# returns such a tree, or None for the published behaviour everywhere.
+# A tree of MuonDimensionNumbers or MatrixViews (None: published behaviour for that leaf), a function of the updates
+# that returns such a tree, or None for the published behaviour everywhere.
 WeightDimensionNumbers = Any | Callable[[Updates], Any] | None
 # A tree of NamedSharding like the updates, a function of the updates that returns one, or None: not on a mesh.
 LeafShardings = Any | Callable[[Updates], Any] | None
