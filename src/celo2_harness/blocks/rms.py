@@ -87,7 +87,7 @@ def normalize_rms(
             del x
             return jnp.zeros((*view.viewed[: -len(view.axes)], *[1] * len(view.axes)), jnp.float32)
 
-        nu = map_matrices(zeros, matrix_views(params, weight_dimension_numbers), params, empty=optax.MaskedNode())
+        nu = map_matrices(zeros, matrix_views(params, weight_dimension_numbers), params, state=True)
         return NormalizeRmsState(jnp.zeros([], jnp.int32), nu)
 
     def rolling(
@@ -105,7 +105,7 @@ def normalize_rms(
         def scaled(view: MatrixView, x: jax.Array, nu: jax.Array) -> jax.Array:
             return scale(view, x, 1.0 / jnp.sqrt(nu / correction + eps))
 
-        nu = map_matrices(new_nu, views, updates, state.nu, empty=optax.MaskedNode())
+        nu = map_matrices(new_nu, views, updates, state.nu, state=True)
         return map_matrices(scaled, views, updates, nu), NormalizeRmsState(count, nu)
 
     if mode == "rolling":

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import NamedSharding
 from optax.contrib import MuonDimensionNumbers
 
-from celo2_harness._trees import is_function
+from celo2_harness._trees import bare_structure, is_function, unboxed
 from celo2_harness._types import Params, PyTree, Updates
 from celo2_harness.rule import MatrixView, default_view, view_from_axes
 
@@ -59,16 +60,18 @@ def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbe
 
 
 def map_matrices(
-    function: Callable[..., Any], views: Sequence[MatrixView], tree: PyTree, *rest: PyTree, empty: Any = None
+    function: Callable[..., Any], views: Sequence[MatrixView], tree: PyTree, *rest: PyTree, state: bool = False
 ) -> PyTree:
     """Applies a function to every leaf of a tree together with the leaf's matrix view.
 
     Args:
-        function: Takes a view, the leaf of `tree` and the corresponding parts of `rest`; returns the new leaf.
+        function: Takes a view, the leaf of `tree` and the corresponding parts of `rest`; returns the new leaf. It does
+            not see leaves of size zero.
         views: What `matrix_views` gives for `tree`.
         tree: A tree of arrays.
         rest: Trees that have at every leaf of `tree` an array, or a tree of their own.
-        empty: What the result has for leaves of size zero, which `function` does not see; None keeps them.
+        state: The result is optimizer state of other shapes than the leaves. It has `optax.MaskedNode()` for leaves of
+            size zero, and no metadata of other libraries.
 
     Returns:
         A tree of the structure of `tree`.
@@ -82,13 +85,13 @@ def map_matrices(
         (16.0, 3.0)
     """
     leaves, treedef = jax.tree.flatten(tree)
-    columns = [treedef.flatten_up_to(other) for other in rest]
-    return treedef.unflatten(
-        [
-            function(view, x, *others) if x.size else x if empty is None else empty
-            for view, x, *others in zip(views, leaves, *columns, strict=True)
-        ]
-    )
+    bare = bare_structure(treedef)
+    columns = [map(unboxed, bare.flatten_up_to(other)) for other in rest]
+    results = [
+        function(view, x, *others) if x.size else optax.MaskedNode() if state else x
+        for view, x, *others in zip(views, leaves, *columns, strict=True)
+    ]
+    return (bare if state else treedef).unflatten(results)
 
 
 def _is_specification(x: Any) -> bool:
