@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from celo2_harness._runs import replace_file
 from celo2_harness.lab.tasks.images.hub import KNOWN, PREFIX
 from celo2_harness.lab.tasks.images.loading import find_sets
 from celo2_harness.lab.tasks.images.npz import SUFFIX
+from celo2_harness.weights.files import replace_file
 
 
 def prepare_image_sets(
