@@ -9,7 +9,6 @@ from helpers import TINY, normal, relative_error
 from optax.contrib import MuonDimensionNumbers
 
 import celo2_harness as c2
-from celo2_harness.rule.eigenbasis import cholesky_qr, next_basis
 
 STEPS = 6
 FLOOR = 1e-6  # of the covariance, in parts of its mean eigenvalue

@@ -1,5 +1,6 @@
-"""SOAP's basis around any direction: the eigenvectors of the gradients' covariance, along one side of a matrix or both."""
+"""SOAP's basis around any direction: the eigenvectors of the gradients' covariance."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -67,17 +68,17 @@ def in_eigenbasis(
     - `"whiten"` (SOAP): U is the inner direction, V <- c V + (1 - c) (Q^T G)^2, D = Q ((Q^T U) / sqrt(V + e)), with e =
       `eps` mean(V); the update is D times ||U|| / ||D||. The inner direction should be a momentum (`mix_momenta`,
       `optax.trace`): what is adaptive already must not be whitened again.
-    - `"act"`: the inner transformation sees Q^T G and Q^T W in place of gradient G and parameter W, and its direction is
-      turned back by Q. An inner direction that divides by a root mean square, entry by entry, is whitened by that.
+    - `"act"`: the inner transformation sees Q^T G and Q^T W in place of gradient G and parameter W, and its direction
+      is turned back by Q. An inner direction that divides by a root mean square, entry by entry, is whitened by that.
 
     After the step the basis follows the covariance, L <- b L + (1 - b) G G^T, by one step of power iteration (see
     `next_basis`), and in mode "act" the first moments of the inner transformation turn with it. The first step is
     plain: the basis starts as the identity, and nothing is divided.
 
     In mode "act" an array in the inner state belongs to a matrix if it has its path and shape, and the field that holds
-    it says what it is: `mu`, `trace`, `m1` and `m2` are first moments, which turn; `nu`, `diag` and `sum_of_squares` are
-    second moments, which stay, since every column of the basis keeps its place; so do the factored `row` and `col`.
-    Other names are refused.
+    it says what it is: `mu`, `trace`, `m1` and `m2` are first moments, which turn; `nu`, `diag` and `sum_of_squares`
+    are second moments, which stay, since every column of the basis keeps its place; so do the factored `row` and
+    `col`. Other names are refused.
 
     Vectors and matrices whose short side is longer than `max_size` get the inner direction as it is.
 
@@ -141,15 +142,12 @@ def in_eigenbasis(
         axes = [axes_of(leaf, view) for leaf, view in zip(leaves, views, strict=True)]
 
         def squares(make: Callable[[int], Array]) -> tuple[Updates, ...]:
+            def of(view: MatrixView, axis: int) -> Array:
+                n = view.viewed[axis]
+                return jnp.broadcast_to(make(n), (*view.viewed[:-2], n, n))
+
             return pack(
-                treedef,
-                [
-                    [
-                        jnp.broadcast_to(make(n), (*view.viewed[:-2], n, n))
-                        for n in (view.viewed[axis] for axis in turned)
-                    ]
-                    for view, turned in zip(views, axes, strict=True)
-                ],
+                treedef, [[of(view, axis) for axis in turned] for view, turned in zip(views, axes, strict=True)]
             )
 
         nu = [
@@ -232,7 +230,10 @@ def in_eigenbasis(
                 turns = {
                     paths[i]: (
                         views[i],
-                        [s._replace(basis=matmul(transposed(s.basis), q)) for s, q in zip(turned[i], new[i])],
+                        [
+                            s._replace(basis=matmul(transposed(s.basis), q))
+                            for s, q in zip(turned[i], new[i], strict=True)
+                        ],
                     )
                     for i in with_basis
                 }
@@ -305,16 +306,14 @@ def _next_bases(turned: Sequence[Sequence[_Side]], orthonormalize: Orthonormaliz
             groups.setdefault(side.basis.shape[-1], []).append((i, k))
     new = [[side.basis for side in parts] for parts in turned]
     for n, members in groups.items():
-        stack = lambda arrays: jnp.concatenate([x.reshape(-1, n, n) for x in arrays])
         sides = [turned[i][k] for i, k in members]
-        found = next_basis(
-            stack([side.covariance for side in sides]), stack([side.basis for side in sides]), orthonormalize
-        )
+        covariance = jnp.concatenate([side.covariance.reshape(-1, n, n) for side in sides])
+        basis = jnp.concatenate([side.basis.reshape(-1, n, n) for side in sides])
+        found = next_basis(covariance, basis, orthonormalize)
         start = 0
-        for i, k in members:
-            shape = new[i][k].shape
-            count = new[i][k].size // (n * n)
-            new[i][k] = found[start : start + count].reshape(shape)
+        for (i, k), side in zip(members, sides, strict=True):
+            count = math.prod(side.basis.shape[:-2])
+            new[i][k] = found[start : start + count].reshape(side.basis.shape)
             start += count
     return new
 
