@@ -22,7 +22,7 @@ from celo2_harness._runs import first_difference, provenance
 from celo2_harness.lab.metatrain import load_portable, run_metatrain
 from celo2_harness.lab.metatrain.checkpoints import config_from
 from celo2_harness.lab.metatrain.run import DIGEST_AFTER, data_digest
-from celo2_harness.lab.tasks.images import load_image_sets
+from celo2_harness.lab.tasks import load_image_sets
 
 _NUMBERS = ("iteration", "meta_loss", "gradient_norm", "theta_norm")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from celo2_harness.lab.cli._setup import input_errors
-from celo2_harness.lab.tasks.images import prepare_image_sets
+from celo2_harness.lab.tasks import prepare_image_sets
 
 
 @dataclass(frozen=True)
