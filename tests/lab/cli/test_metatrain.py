@@ -219,7 +219,7 @@ SHRUNK = {
 
 @pytest.mark.slow
 def test_shell_examples_of_the_page(data, tmp_path, monkeypatch):
-    """Every command in a block of docs/meta-training.md does its work at a small size, in the order of the page."""
+    """Every command in a block of the page on meta-training does its work at a small size, in the order of the page."""
     root = Path(__file__).parents[3]
     blocks = re.findall(
         r"^```sh\n(.*?)^```", (root / "docs" / "meta-training.md").read_text(), re.MULTILINE | re.DOTALL
