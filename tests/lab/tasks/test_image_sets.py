@@ -54,7 +54,7 @@ def test_sets_lie_side_by_side(folder):
     sets, names = load_image_sets(folder)
     assert names == ("black", "white")
     assert sets.starts.tolist() == [0, 5] and sets.sizes.tolist() == [5, 3]
-    assert sets.images.shape == (8, 64) and sets.images.dtype == jnp.uint8
+    assert sets.images.shape == (8, 64) and sets.images.dtype == np.uint8
     assert sets.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
 
 

@@ -13,13 +13,11 @@ from celo2_harness.lab.tasks import prepare_image_sets
 class Config:
     """Shrink image sets to 8x8 grey NAME_8x8.npz files, which --data of celo2 metatrain takes.
 
-    Pixels become exact area means. mnist, fashion_mnist, cifar10, svhn and hf:// names are fetched from the Hugging
-    Face hub; nothing else uses the network.
+    Pixels become exact area means.
     """
 
     source: tyro.conf.Positional[str]
-    """mnist, fashion_mnist, cifar10, svhn, hf://owner/name, a folder saved by the datasets library, a folder or file of
-    IDX images, a folder of npz files, or digits."""
+    """A folder of IDX images, a folder of npz files, or digits."""
     out: Path = Path("images")
     """Folder of the files; made where missing."""
 

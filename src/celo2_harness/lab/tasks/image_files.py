@@ -108,7 +108,7 @@ def read_idx(files: dict[str, Path]) -> Parts:
         images, labels_path = _read_array(path, 3), _labels_beside(path)
         return images, check_labels(_read_array(labels_path, 1), len(images), f"{labels_path}: labels")
 
-    return {part: read(path) for part, path in files.items()}
+    return {part: read(files[part]) for part in ("train", "test") if part in files}
 
 
 def _labels_beside(path: Path) -> Path:

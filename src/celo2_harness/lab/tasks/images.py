@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, UInt8
 
-from celo2_harness.lab.tasks.image_files import CLASSES, DataError, Parts, find_idx_sets, read_digits, read_idx, read_npz
+from celo2_harness.lab.tasks.image_files import (
+    CLASSES,
+    DataError,
+    Parts,
+    find_idx_sets,
+    read_digits,
+    read_idx,
+    read_npz,
+)
 from celo2_harness.lab.tasks.task import step_generator
 
 VALIDATION_IMAGES = 2000
