@@ -14,10 +14,10 @@ import tyro
 from helpers import META_IMAGES, META_LABELS, TINY, assert_trees_equal
 
 import celo2_harness as c2
-from celo2_harness._runs import lock_folder
 from celo2_harness.lab.cli import metatrain
 from celo2_harness.lab.cli.main import main
 from celo2_harness.lab.metatrain import MetaTrainConfig
+from celo2_harness.lab.training.locks import lock_folder
 
 # As META_CONFIG, so that compiled programs are shared with other files.
 OPTIONS = """

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped, UInt8
 
-from celo2_harness._runs import replace_file
 from celo2_harness.lab.tasks.image_files import DataError, Parts, find_idx_sets, read_digits, read_idx, read_npz
+from celo2_harness.weights.files import replace_file
 
 SIDE = 8
 """Height and width of an image in pixels."""

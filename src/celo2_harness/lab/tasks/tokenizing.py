@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from celo2_harness._runs import replace_file
 from celo2_harness.lab.tasks.text import HELD_OUT
 from celo2_harness.lab.tasks.tokens import FORMAT, HEADER, LARGEST_VOCABULARY, PARTS
+from celo2_harness.weights.files import replace_file
 
 END_OF_TEXT = "<|endoftext|>"
 """The token after each file, where the tokenizer has it."""
