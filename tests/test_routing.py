@@ -748,7 +748,7 @@ def test_empty_report_and_empty_tree():
 
 
 def test_rules_are_documented(pytestconfig):
-    page = (pytestconfig.rootpath / "docs" / "routing.md").read_text()
+    page = (pytestconfig.rootpath / "docs" / "guide" / "routing.md").read_text()
     listed = re.findall(r"^\| \d+ \| ([^|]+?) \| `(\w+)` \|", page, flags=re.MULTILINE)
     assert listed == [(rule.name, rule.label) for rule in routing.BUILT_IN]
 

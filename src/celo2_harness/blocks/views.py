@@ -111,6 +111,17 @@ def _resolve(shape: tuple[int, ...], specification: MuonDimensionNumbers | Matri
     return specification
 
 
+def optax_dimension_numbers(weight_dimension_numbers: WeightDimensionNumbers) -> WeightDimensionNumbers:
+    """The same dimension numbers in Optax's type alone, for blocks of Optax."""
+    if is_function(weight_dimension_numbers):
+        return lambda updates: optax_dimension_numbers(weight_dimension_numbers(updates))
+
+    def translate(x: Any) -> Any:
+        return MuonDimensionNumbers(x.reduction_axis, x.output_axis) if isinstance(x, MatrixView) else x
+
+    return jax.tree.map(translate, weight_dimension_numbers, is_leaf=_is_specification)
+
+
 def leaf_shardings(updates: Params, shardings: LeafShardings) -> list[NamedSharding] | None:
     """The sharding of every leaf of `updates`, in the order of `jax.tree.leaves`; None without any.
 

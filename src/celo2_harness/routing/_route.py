@@ -150,5 +150,5 @@ def view_params(
         MuonDimensionNumbers(reduction_axis=(0,), output_axis=(2,))
     """
     routes = route(params, rules, strict=strict, per_head=per_head)
-    numbers = lambda view: None if view is None else MuonDimensionNumbers(view.reduction_axis, view.output_axis)
+    numbers = lambda view: view and MuonDimensionNumbers(view.reduction_axis, view.output_axis)
     return jax.tree.map(lambda found: numbers(found.view), routes)
