@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Int
 
 from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+from celo2_harness.blocks.views import WeightDimensionNumbers, matrix_views
 from celo2_harness.rule import MatrixView
 from celo2_harness.rule.eigenbasis import Orthonormalize, cholesky_qr, matmul, next_basis, transposed
 
@@ -138,7 +138,7 @@ def in_eigenbasis(
 
     def init_fn(params: Params) -> EigenbasisState:
         leaves, treedef = jax.tree.flatten(params)
-        views = leaf_views(params, weight_dimension_numbers)
+        views = matrix_views(params, weight_dimension_numbers)
         axes = [axes_of(leaf, view) for leaf, view in zip(leaves, views, strict=True)]
 
         def squares(make: Callable[[int], Array]) -> tuple[Updates, ...]:
@@ -175,7 +175,7 @@ def in_eigenbasis(
             require_like_params("in_eigenbasis", updates, params)
         leaves, treedef = jax.tree.flatten(updates)
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
-        views = leaf_views(updates, weight_dimension_numbers)
+        views = matrix_views(updates, weight_dimension_numbers)
         covariances = [treedef.flatten_up_to(tree) for tree in state.covariance]
         bases = [treedef.flatten_up_to(tree) for tree in state.basis]
         turned = [
