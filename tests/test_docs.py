@@ -4,8 +4,6 @@ import ast
 import dataclasses
 import doctest
 import importlib
-import inspect
-import pkgutil
 import re
 import typing
 from pathlib import Path
@@ -108,7 +106,7 @@ def test_links_lead_somewhere(page):
 def test_names_exist():
     """`c2.NAME` and `harness.NAME` in a sentence or a block are names of the package."""
     for page, text in PAGES.items():
-        for module, name in re.findall(r"\b(c2|harness)\.(?!py\b)([A-Za-z_]\w*)", text):
+        for module, name in re.findall(r"\b(c2|harness)\.(?!(?:py|md)\b)([A-Za-z_]\w*)", text):
             holder = celo2_harness if module == "c2" else harness
             assert hasattr(holder, name), f"{page}: {module}.{name}"
 
@@ -116,16 +114,6 @@ def test_names_exist():
 def test_the_guide_knows_every_preset():
     named = set(re.findall(r"`(\w+)`", PAGES["docs/guide/choosing-a-preset.md"]))
     assert set(PRESETS) <= named
-
-
-def test_public_names_are_on_an_api_page():
-    """Everything exported has an entry on an API page, and every entry is there."""
-    entries = set(re.findall(r"^::: ([\w.]+)", "\n".join(PAGES.values()), re.MULTILINE))
-    documented = {entry.rpartition(".")[2] for entry in entries}
-    public = {name for name, value in vars(celo2_harness).items() if name[0] != "_" and not inspect.ismodule(value)}
-    assert not public - documented
-    for entry in entries:
-        pkgutil.resolve_name(entry)
 
 
 def _options(config: type) -> set[str]:
