@@ -15,5 +15,3 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 def test_an_example_trains(name):
     first, last = runpy.run_path(str(FOLDER / f"{name}.py"), run_name=name)["main"]()
     assert math.isfinite(last) and last < 0.98 * first, (first, last)
-
-
