@@ -1,16 +1,17 @@
 """Part of a run on some devices, as a program: the number of devices is fixed when JAX starts.
 
-Usage: run_part.py IMAGES OUT DEVICES STOP. It starts the run or resumes it, saves every iteration, and stops after
-iteration STOP; 0 means at the end.
+Usage: run_part.py IMAGES OUT DEVICES STOP [wait]. It starts the run or resumes it, saves every iteration, and stops
+after iteration STOP; or waits there to be killed, before that iteration is saved.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 import jax
 
 
-def main(images, out, devices, stop):
+def main(images, out, devices, stop, *wait):
     """Prints a line per iteration."""
     jax.config.update("jax_num_cpu_devices", int(devices))
 
@@ -23,6 +24,8 @@ def main(images, out, devices, stop):
     def show(now):
         done.append(now.step)
         print("iteration", now.step, flush=True)
+        if wait and now.step == int(stop):
+            signal.pause()
 
     run_metatrain(
         META_CONFIG,

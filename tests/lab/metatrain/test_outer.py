@@ -46,7 +46,7 @@ def test_initial_state():
 
 @pytest.fixture(scope="module")
 def run(inner_data):
-    def run(config, **options):
+    def run(config, steps=1, **options):
         state = init_metatrain(config, 2, **options)
         for _ in range(steps):
             state, metrics = metatrain_step(config, state, inner_data, **options)
@@ -89,10 +89,10 @@ def test_the_outer_schedule_reaches_the_optimizer():
             sizes.append(-float(updates["x"][0]))
         return sizes
 
-    np.testing.assert_allclose(step_sizes("constant"), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(step_sizes("constant"), 2.0, rtol=1e-4)
     sizes = step_sizes("cosine")
-    assert sizes[0] == 0 and sizes[1] == pytest.approx(1.0) and sizes[2] == pytest.approx(2.0)
-    assert sizes[51] == pytest.approx(1.0) and 0 < sizes[99] < 1e-2
+    assert sizes[0] == 0 and sizes[1:3] == pytest.approx([1.0, 2.0], rel=1e-4)
+    assert sizes[51] == pytest.approx(1.0, rel=1e-4) and 0 < sizes[99] < 1e-2
 
 
 def test_several_networks(run):

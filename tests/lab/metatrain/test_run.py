@@ -95,22 +95,22 @@ def test_a_finished_run_resumes_to_the_same_weights(whole, data):
     assert (out / "weights.celo2").exists()
 
 
-def part(images, out, devices, stop=0):
+def part(images, out, devices, stop, *wait):
     """`run_part.py` in a process of its own."""
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests.parents[2] / "src"), str(tests.parents[1]), os.environ.get("PYTHONPATH", "")])
-    words = [sys.executable, str(tests / "run_part.py"), images, str(out), str(devices), str(stop)]
+    words = [sys.executable, str(tests / "run_part.py"), images, str(out), str(devices), str(stop), *wait]
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not(whole, data, images, tmp_path):
-    """SIGKILL after the first iteration that the other process tells of."""
-    killed = part(images, tmp_path, 1)
-    assert any(line == "iteration 1\n" for line in killed.stdout)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    """SIGKILL after the second iteration, of which there are metrics and no checkpoint."""
+    with part(images, tmp_path, 1, 2, "wait") as killed:
+        assert any(line == "iteration 2\n" for line in killed.stdout)
+        killed.send_signal(signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
+    assert [line["step"] for line in lines(tmp_path) if line["kind"] == "progress"] == [1, 2]
     weights = run_metatrain(CONFIG, data, tmp_path, **EVERY, resume=True)
     assert_trees_equal(weights.theta, whole[1].theta)
     assert numbers(tmp_path) == numbers(whole[0])

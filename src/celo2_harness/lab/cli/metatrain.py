@@ -77,13 +77,6 @@ class Config:
     config: tyro.conf.OmitArgPrefixes[MetaTrainConfig] = MetaTrainConfig()
     """The recipe."""
 
-    def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if not 0 <= self.devices <= MOST_DEVICES:
-            raise InputError(f"devices = {self.devices}: expected 0 for all, or a number up to {MOST_DEVICES}")
-
 
 # What a run writes down for the one that resumes it. Paths in full: it may be resumed from another folder.
 _SAVED = ("data", "inner_text", "checkpoint_every", "log_every", "eval_every", "text", "eval_model", "eval_steps")
@@ -110,6 +103,11 @@ def defaults(config: Config) -> Config:
 
 def run(config: Config) -> int:
     """Meta-trains; returns 0 if the run finished, 130 if it was interrupted."""
+    for name in ("checkpoint_every", "log_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} = {getattr(config, name)}: expected at least 1")
+    if not 0 <= config.devices <= MOST_DEVICES:
+        raise InputError(f"devices = {config.devices}: expected 0 for all, or a number up to {MOST_DEVICES}")
     with input_errors(), StopSignals() as stop, Display("iterations") as display:
         recipe = _recipe(config)
         _make_devices(config.devices)  # before anything starts JAX

@@ -34,7 +34,7 @@ def make_card(name: str, weights: AnyWeights) -> str:
         "start": f"the weights `{facts['start_from']}`" if facts["start_from"] else "random numbers",
         "iterations": f"theta of iteration {facts['iterations']:,} of {config['iterations']:,}, seed {config['seed']}",
         "choice": _choice(facts),
-        "outer optimizer": f"{config['outer_optimizer']}, peak learning rate {config['outer_learning_rate']:g},"
+        "outer optimizer": f"AdamW, peak learning rate {config['outer_learning_rate']:g},"
         f" {config['outer_schedule']} schedule",
         "time": f"{facts['seconds']:,.0f} s on {facts['device']}",
         "meta-loss": _losses(facts["final_meta_loss"]),

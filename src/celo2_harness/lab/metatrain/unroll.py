@@ -108,7 +108,7 @@ def training_step(
     return state._replace(params=treedef.unflatten(leaves), state=rule_state), loss
 
 
-def step_size_factor(config: MetaTrainConfig, clock: Clock) -> Float[Array, ""]:
+def step_size_factor(config: MetaTrainConfig, clock: Clock) -> Float[Array, "..."]:
     """Returns the factor of the step size at a step of an unroll, by the schedule of the same name."""
     schedule = SCHEDULES[config.inner_schedule](_SCHEDULE_STEPS)
     return jnp.asarray(schedule(_SCHEDULE_STEPS * clock.step / clock.length), jnp.float32)
