@@ -31,7 +31,13 @@ from celo2_harness.blocks import (
     guard_updates as guard_updates,
 )
 from celo2_harness.blocks import (
+    in_eigenbasis as in_eigenbasis,
+)
+from celo2_harness.blocks import (
     make_block as make_block,
+)
+from celo2_harness.blocks import (
+    mix_momenta as mix_momenta,
 )
 from celo2_harness.blocks import (
     normalize_rms as normalize_rms,

@@ -6,6 +6,10 @@ from celo2_harness.blocks.direction import Celo2State as Celo2State
 from celo2_harness.blocks.direction import celo2_direction as celo2_direction
 from celo2_harness.blocks.guard import GuardState as GuardState
 from celo2_harness.blocks.guard import guard_updates as guard_updates
+from celo2_harness.blocks.in_eigenbasis import EigenbasisState as EigenbasisState
+from celo2_harness.blocks.in_eigenbasis import in_eigenbasis as in_eigenbasis
+from celo2_harness.blocks.mix_momenta import MixMomentaState as MixMomentaState
+from celo2_harness.blocks.mix_momenta import mix_momenta as mix_momenta
 from celo2_harness.blocks.named import BLOCKS as BLOCKS
 from celo2_harness.blocks.named import make_block as make_block
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize

@@ -96,7 +96,7 @@ def leaf_direction(
         return jnp.zeros(view.viewed, jnp.float32), jnp.zeros([], jnp.float32)
 
     # The branch also keeps XLA from fusing the accumulators into what reads them: then old and new ones would both be
-    # needed, and on CPU the hidden units would become planes (docs/negative-results.md).
+    # needed, and on CPU the hidden units would become planes (docs/research/negative-results.md).
     raw, done = jax.lax.cond(jnp.any(seen), direction, nothing, gradient, parameter, new)
     rounded = jax.tree.map(lambda n, old: n.astype(old.dtype), new, moments)
     return LeafResult(raw, rounded, done)

@@ -14,7 +14,7 @@ from celo2_harness._types import Params
 from celo2_harness.blocks import guard_updates
 from celo2_harness.lab.cli._setup import default_learning_rate, input_errors, make_optimizer
 from celo2_harness.lab.suites import Contender, InputError, Suite, SuiteOptimizer, make_imported, make_optax
-from celo2_harness.routing import Route, route
+from celo2_harness.routing import route
 from celo2_harness.schedules import SCHEDULES
 
 # What a suite says elsewhere.
@@ -92,5 +92,4 @@ def _weights(optimizer: SuiteOptimizer) -> Mapping[str, Any]:
 
 def _hidden(params: Params) -> Any:
     """Which leaves decay: those that presets call hidden."""
-    is_route = lambda x: isinstance(x, Route)
-    return jax.tree.map(lambda found: harness.group_of(found) == "hidden", route(params), is_leaf=is_route)
+    return jax.tree.map(lambda found: harness.group_of(found) == "hidden", route(params))
