@@ -47,7 +47,7 @@ SEARCHED = {
     "slope_3": ("plain", 1.0),
     "basis_decay": ("complement", 0.5),
     "second_decay": ("complement", 0.5),
-    "second_floor": ("log", 1.5),
+    "floor_of_second": ("log", 1.5),
     "whitening": ("plain", 0.08),
 }
 SEARCH_START = NUMBERS | OVER_RMS | {"weight_3": 0.1}
@@ -84,7 +84,7 @@ class Bench:
             texts = Texts([read_text(path, config.context) for path in self.texts], config.context)
             wanted = dict.fromkeys(s.structure for s in self.stacks)
             if options.search_seconds:
-                wanted["basis"] = None
+                wanted["act"] = None
             for name in wanted:
                 programs.append(
                     Program(
@@ -112,9 +112,7 @@ class Bench:
             return None
         if waiting:
             self.durations[name] = 0.0
-            self.log(
-                f"{name}: traced in {program.lowering_seconds:.1f} s, compiled in {program.compile_seconds:.1f} s"
-            )
+            self.log(f"{name}: traced in {program.lowering_seconds:.1f} s, compiled in {program.compile_seconds:.1f} s")
         return program
 
     def train(self, program: Program, rows: Sequence[dict[str, Any]], until: float) -> list[dict[str, Any]]:
@@ -190,7 +188,7 @@ class Bench:
 
     def search(self, model: str, until: float) -> Stack | None:
         """Searches the numbers of a linear rule in the eigenbasis; a row with what was found."""
-        program = self.program(model, "basis")
+        program = self.program(model, "act")
         if program is None:
             return None
         population = program.size // len(self.texts) // 2 * 2
@@ -217,10 +215,12 @@ class Bench:
             if cma.generation % 5 == 1:
                 self.log(f"search, generation {cma.generation}: mean {np.mean(finals):.4f}, sigma {cma.sigma:.3f}")
         found = {name: read(name, x) for name, x in zip(SEARCHED, cma.mean * scales, strict=True)}
-        self.log(f"found after {cma.generation} generations: {json.dumps({k: float(f'{v:.4g}') for k, v in found.items()})}")
+        self.log(
+            f"found after {cma.generation} generations: {json.dumps({k: float(f'{v:.4g}') for k, v in found.items()})}"
+        )
         rates = {name: found.pop(name) for name in ("hidden_rate", "rest_rate")}
         around = {name: (rate / 1.7, rate, 1.7 * rate) for name, rate in rates.items()}
-        return Stack("searched rule in basis", "basis", SEARCH_START | found, around["hidden_rate"], around["rest_rate"])
+        return Stack("searched rule in basis", "act", SEARCH_START | found, around["hidden_rate"], around["rest_rate"])
 
 
 def written(name: str, value: float) -> float:

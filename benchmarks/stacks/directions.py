@@ -3,22 +3,23 @@
 A switch that is off costs a little arithmetic and no compilation; see `NUMBERS` for what there is.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from benchmarks.stacks.eigenbasis import follow, init_bases, orient, refresh_bases, rotate
 from jax import Array
 
 from celo2_harness import RuleConfig, Theta, Weights, celo2_direction, normalize_rms, orthogonalize
+from celo2_harness.blocks import in_eigenbasis, mix_momenta
 from celo2_harness.routing import label_params
-from celo2_harness.rule import default_view, init_moments, leaf_direction
 
 Numbers = Mapping[str, Any]
+# From numbers and the length of the run to what is done to the gradients of hidden matrices before Newton-Schulz.
+Direction = Callable[[Numbers, int], optax.GradientTransformation]
 
 NUMBERS: dict[str, float] = {
     # Learning rates: the root mean square of a step of a hidden matrix, and AdamW's; factors of the latter by role.
@@ -54,12 +55,14 @@ NUMBERS: dict[str, float] = {
     "weight_3": 0.0,
     "slope_3": 0.0,
     "normalized": 0.0,
-    # The basis: decays of covariance and second moment; the power of the second moment that parts are divided by, and
-    # what is added to it.
+    # The basis: decays of covariance and second moment, and what is added to the latter, as a part of its mean.
     "basis_decay": 0.95,
     "second_decay": 0.95,
+    "eps": 1e-8,
+    # Of a linear rule that acts in the basis: the power of the second moment that parts are divided by, and what is
+    # added to it.
     "whitening": 0.5,
-    "second_floor": 1e-16,
+    "floor_of_second": 1e-16,
     # A learned rule: its place in `THETAS`.
     "theta": 0.0,
     # After Newton-Schulz: rows of one length (1), the norm of each matrix pinned (1: the rate is an angle), momentum of
@@ -101,125 +104,91 @@ def stack_layers(inner: optax.GradientTransformation) -> optax.GradientTransform
     return optax.GradientTransformation(lambda params: inner.init(pack(params)), update)
 
 
-class LinearState(NamedTuple):
-    """Momenta of every stack of matrices and, with a basis, second moments, covariances and bases; else empty."""
+def two_passes(y: Array) -> Array:
+    """Orthonormal columns by Cholesky QR, in two passes always: a loop until it is done waits for the worst matrix.
+
+    The first pass has a shift for columns that are nearly dependent; Newton-Schulz takes away what rounding leaves.
+    """
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    gram = lambda q: product(jnp.swapaxes(q, -1, -2), q)
+    identity = jnp.eye(y.shape[-1])
+    q = y / (jnp.linalg.norm(y, axis=-2, keepdims=True) + 1e-30)
+    for shift in (3e-5, 1e-6):
+        lower = jnp.linalg.cholesky(gram(q) + shift * identity, symmetrize_input=False)
+        q = jax.lax.linalg.triangular_solve(lower, q, left_side=False, lower=True, transpose_a=True)
+    return product(q, 1.5 * identity - 0.5 * gram(q))
+
+
+def mixed(n: Numbers, steps: int) -> optax.GradientTransformation:
+    """Gradient and three momenta, weighed and summed."""
+    ahead = 1.0 - n["gradient"]
+    weights = [lambda count, k=k: _weight(n, k, count / steps) / ahead for k in (1, 2, 3)]
+    return mix_momenta([n[f"decay_{k}"] for k in (1, 2, 3)], weights, lambda count: ahead)
+
+
+def whitened(n: Numbers, steps: int) -> optax.GradientTransformation:
+    """The same, whitened in the eigenbasis."""
+    return in_eigenbasis(
+        mixed(n, steps),
+        n["basis_decay"],
+        second_moment_decay=n["second_decay"],
+        eps=n["eps"],
+        orthonormalize=two_passes,
+    )
+
+
+class LinearRuleState(NamedTuple):
+    """Step count, three momenta and a second moment."""
 
     count: Array
-    momenta: list[tuple[Array, Array, Array]]
-    second: list[Array]
-    covariance: list[Array]
-    basis: list[Array]
+    mu: tuple[Any, Any, Any]
+    nu: Any
 
 
-def linear_direction(n: Numbers, steps: int, *, basis: bool) -> optax.GradientTransformation:
-    """Gradient and three momenta, weighed and summed; with a basis, each whitened in it before.
-
-    u = sum_k w_k c_k / rms(c_k)^normalized, with c_k the gradient or a momentum, in the basis Q^T c_k / (v + floor)^p
-    and v the second moment of Q^T g. Whitening the sum and summing whitened parts are the same where nothing is
-    normalised; with it, this is a learned rule's linear part acting in the basis.
-    """
+def linear_rule(n: Numbers, steps: int) -> optax.GradientTransformation:
+    """The linear part of a learned rule: u = sum_k w_k c_k / rms(c_k), with c_k = m_k / (v + f)^p and m_0 = g."""
     decays = [n[f"decay_{k}"] for k in (1, 2, 3)]
 
-    def init(params: Any) -> LinearState:
-        leaves = [orient(leaf) for leaf in jax.tree.leaves(params)]
-        bases = init_bases([leaf.shape for leaf in leaves]) if basis else []
-        return LinearState(
-            jnp.zeros([], jnp.int32),
-            [tuple(jnp.zeros_like(leaf) for _ in decays) for leaf in leaves],  # type: ignore[misc]
-            [jnp.zeros_like(leaf) for leaf in leaves] if basis else [],
-            [jnp.zeros_like(b) for b in bases],
-            bases,
-        )
+    def init(params: Any) -> LinearRuleState:
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+        return LinearRuleState(jnp.zeros([], jnp.int32), (zeros(), zeros(), zeros()), zeros())
 
-    def update(updates: Any, state: LinearState, params: Any = None) -> tuple[Any, LinearState]:
+    def update(updates: Any, state: LinearRuleState, params: Any = None) -> tuple[Any, LinearRuleState]:
         del params
-        leaves, structure = jax.tree.flatten(updates)
-        gradients = [orient(leaf) for leaf in leaves]
-        time = state.count / steps
-        weights = [n["gradient"], *(n[f"weight_{k}"] * jnp.exp(n[f"slope_{k}"] * (time - 0.5)) for k in (1, 2, 3))]
-        momenta = [
-            tuple(d * m + (1.0 - d) * g for d, m in zip(decays, old, strict=True))
-            for g, old in zip(gradients, state.momenta, strict=True)
-        ]
-        second, covariance, bases = state.second, state.covariance, state.basis
-        directions = []
-        if not basis:
-            for g, parts in zip(gradients, momenta, strict=True):
-                directions.append(_weighed(n, weights, [g, *parts]))
-        else:
-            second = [
-                n["second_decay"] * v + (1.0 - n["second_decay"]) * jnp.square(rotate(q, g))
-                for v, q, g in zip(second, bases, gradients, strict=True)
-            ]
-            for g, parts, v, q in zip(gradients, momenta, second, bases, strict=True):
-                inverse = jnp.exp(-n["whitening"] * jnp.log(v + n["second_floor"]))
-                directions.append(q @ _weighed(n, weights, [rotate(q, part) * inverse for part in (g, *parts)]))
-            covariance, bases, orders = move(n, gradients, covariance, bases)
-            second = [follow(order, v) for order, v in zip(orders, second, strict=True)]
-        state = LinearState(state.count + 1, momenta, second, covariance, bases)  # type: ignore[arg-type]
-        # Oriented again, a matrix is what it was.
-        turned = [d if d.shape == u.shape else jnp.swapaxes(d, -1, -2) for d, u in zip(directions, leaves, strict=True)]
-        return structure.unflatten(turned), state
+        mean = lambda decay, old, new: jax.tree.map(lambda x, y: decay * x + (1.0 - decay) * y, old, new)
+        mu = tuple(mean(decay, old, updates) for decay, old in zip(decays, state.mu, strict=True))
+        nu = mean(n["second_decay"], state.nu, jax.tree.map(jnp.square, updates))
+        weights = [n["gradient"], *(_weight(n, k, state.count / steps) for k in (1, 2, 3))]
+
+        def direction(v: Array, *parts: Array) -> Array:
+            inverse = jnp.exp(-n["whitening"] * jnp.log(v + n["floor_of_second"]))
+            channels = [part * inverse for part in parts]
+            rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x), axis=(-2, -1), keepdims=True) + 1e-30)
+            return sum(w * c / rms(c) ** n["normalized"] for w, c in zip(weights, channels, strict=True))  # type: ignore[return-value]
+
+        return jax.tree.map(direction, nu, updates, *mu), LinearRuleState(state.count + 1, mu, nu)  # type: ignore[arg-type]
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
-def _weighed(n: Numbers, weights: list[Any], parts: list[Array]) -> Array:
-    rms = lambda x: jnp.sqrt(jnp.mean(jnp.square(x), axis=(-2, -1), keepdims=True) + 1e-30)
-    return sum(w * part / rms(part) ** n["normalized"] for w, part in zip(weights, parts, strict=True))  # type: ignore[return-value]
+def _weight(n: Numbers, k: int, time: Any) -> Any:
+    return n[f"weight_{k}"] * jnp.exp(n[f"slope_{k}"] * (time - 0.5))
 
 
-def move(n: Numbers, gradients: list[Array], covariance: list[Array], bases: list[Array]) -> Any:
-    """Covariances with these gradients, bases after one power step, and the orders they follow."""
-    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    covariance = [
-        n["basis_decay"] * c + (1.0 - n["basis_decay"]) * product(g, jnp.swapaxes(g, -1, -2))
-        for c, g in zip(covariance, gradients, strict=True)
-    ]
-    return covariance, *refresh_bases(covariance, bases)
+def acting(inner: Direction) -> Direction:
+    """A direction that acts in the eigenbasis."""
+    return lambda n, steps: in_eigenbasis(inner(n, steps), n["basis_decay"], mode="act", orthonormalize=two_passes)
 
 
-class ThetaState(NamedTuple):
-    """Moments of the rule, seen in the basis, covariances and bases of every stack of matrices."""
+def theta_direction(thetas: Theta) -> Direction:
+    """Learned rules, stacked on the first axis; a number says which."""
 
-    moments: list[Any]
-    covariance: list[Array]
-    basis: list[Array]
+    def direction(n: Numbers, steps: int) -> optax.GradientTransformation:
+        del steps
+        theta = Theta(*(jnp.asarray(x)[n["theta"].astype(jnp.int32)] for x in thetas))
+        return celo2_direction(Weights(theta, RuleConfig()))
 
-
-def theta_direction(n: Numbers, steps: int, *, basis: bool, thetas: Theta) -> optax.GradientTransformation:
-    """A learned rule; with a basis, it sees gradients and parameters in it, and its moments move along."""
-    del steps
-    config = RuleConfig()
-    theta = Theta(*(jnp.asarray(x)[n["theta"].astype(jnp.int32)] for x in thetas))
-    if not basis:
-        return celo2_direction(Weights(theta, config))
-
-    def init(params: Any) -> ThetaState:
-        leaves = [orient(leaf) for leaf in jax.tree.leaves(params)]
-        bases = init_bases([leaf.shape for leaf in leaves])
-        moments = [init_moments(config, default_view(leaf.shape)) for leaf in leaves]
-        return ThetaState(moments, [jnp.zeros_like(b) for b in bases], bases)
-
-    def update(updates: Any, state: ThetaState, params: Any = None) -> tuple[Any, ThetaState]:
-        leaves, structure = jax.tree.flatten(updates)
-        gradients = [orient(leaf) for leaf in leaves]
-        directions, moments = [], []
-        for g, p, m, q in zip(gradients, jax.tree.leaves(params), state.moments, state.basis, strict=True):
-            seen = rotate(q, g)
-            result = leaf_direction(theta, config, default_view(g.shape), seen, rotate(q, orient(p)), m)
-            directions.append(q @ result.direction)
-            moments.append(result.moments)
-        covariance, bases, orders = move(n, gradients, state.covariance, state.basis)
-        moved = []
-        for m, old, new, order in zip(moments, state.basis, bases, orders, strict=True):
-            turn = jnp.swapaxes(new, -1, -2) @ old
-            mu = tuple(turn @ x for x in m.mu)
-            moved.append(m._replace(mu=mu, nu=follow(order, m.nu), row=tuple(follow(order, r) for r in m.row)))
-        turned = [d if d.shape == u.shape else jnp.swapaxes(d, -1, -2) for d, u in zip(directions, leaves, strict=True)]
-        return structure.unflatten(turned), ThetaState(moved, covariance, bases)
-
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return direction
 
 
 def equalize_rows(n: Numbers) -> optax.GradientTransformation:
@@ -274,9 +243,7 @@ def look_ahead(n: Numbers, steps: int) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
-def assemble(
-    direction: Callable[[Numbers, int], optax.GradientTransformation], n: Numbers, steps: int
-) -> optax.GradientTransformation:
+def assemble(direction: Direction, n: Numbers, steps: int) -> optax.GradientTransformation:
     """The whole optimizer: a direction for hidden matrices, AdamW by role for the rest."""
 
     def rate(*names: str) -> optax.GradientTransformation:

@@ -56,7 +56,9 @@ def _line(
     mean = np.mean([r["final"] for r in runs])
     own = {r["seed"]: r["final"] for r in runs}
     reached = _steps_to(np.mean([r["curve"] for r in runs], axis=0), target, eval_every) / steps
-    endings = [float(np.mean([r["endings"][name] for r in runs])) for name in ("average_25", "average_100", "mixed_100")]
+    endings = [
+        float(np.mean([r["endings"][name] for r in runs])) for name in ("average_25", "average_100", "mixed_100")
+    ]
     averaged = f"{endings[0]:13.4f}{endings[1]:8.4f}{endings[2]:8.4f}"
     rates = f"{runs[0]['hidden_rate']:10.2g}{runs[0]['rest_rate']:9.2g}"
     return (

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from benchmarks.stacks.directions import assemble, hand_set, linear_direction, optax_muon, theta_direction
+from benchmarks.stacks.directions import (
+    acting,
+    assemble,
+    hand_set,
+    linear_rule,
+    mixed,
+    optax_muon,
+    theta_direction,
+    whitened,
+)
 from benchmarks.stacks.trainings import Structure
 
 from celo2_harness import Theta, load_weights
@@ -44,22 +53,26 @@ def structures(published: Path | None = None) -> dict[str, Structure]:
     names = ["celo2", "celo2" if published is None else str(published)]
     # Channel numbers are those of the published features: 0 the gradient, 3 to 5 the momenta, 7 to 9 the momenta over
     # the root of the second moment, 14 the gradient over it.
-    thetas = [*(load_weights(name).theta for name in names), hand_set({14: 1.0, 7: 1.9, 8: 0.76})]
-    stacked: Theta = jax.tree.map(lambda *xs: np.stack(xs), *thetas)
-    whole = lambda direction, **options: functools.partial(assemble, functools.partial(direction, **options))
+    thetas = [
+        *(load_weights(name).theta for name in names),
+        hand_set({0: 1.0, 3: 1.9, 4: 0.76}),
+        hand_set({14: 1.0, 7: 1.9, 8: 0.76}),
+    ]
+    theta = theta_direction(jax.tree.map(lambda *xs: np.stack(xs), *thetas))
+    whole = lambda direction: functools.partial(assemble, direction)
     return {
-        "linear": whole(linear_direction, basis=False),
-        "basis": whole(linear_direction, basis=True),
-        "theta": whole(theta_direction, basis=False, thetas=stacked),
-        "theta in basis": whole(theta_direction, basis=True, thetas=stacked),
+        "linear": whole(mixed),
+        "whiten": whole(whitened),
+        "act": whole(acting(linear_rule)),
+        "theta": whole(theta),
+        "theta in basis": whole(acting(theta)),
         "optax.contrib.muon": optax_muon,
     }
 
 
 TWO_MOMENTA = {"gradient": 0.0, "decay_1": 0.9, "weight_1": 0.5, "weight_2": 0.5}
-HAND_SET = {"gradient": 1.0, "decay_1": 0.9, "weight_1": 1.9, "weight_2": 0.76, "normalized": 1.0}
-OVER_RMS = HAND_SET | {"second_floor": 1e-8}
-FAST = {"basis_decay": 0.9, "second_decay": 0.9}
+THREE_NUMBERS = {"gradient": 1 / 3.66, "decay_1": 0.9, "weight_1": 1.9 / 3.66, "weight_2": 0.76 / 3.66}
+OVER_RMS = THREE_NUMBERS | {"normalized": 1.0, "floor_of_second": 1e-8}
 ANNEALED = {"slope_1": 1.0, "slope_2": -1.0}
 
 # What is added to Muon and to SOAP, one at a time.
@@ -82,25 +95,29 @@ ANGLES = (0.02, 0.04, 0.08)
 # In the order of their worth, for runs that are cut short. Tables compare with the first.
 STACKS = (
     Stack("Muon", "linear"),
-    Stack("SOAP", "basis"),
-    Stack("over-rms in basis", "basis", OVER_RMS),
+    Stack("SOAP", "whiten"),
+    Stack("over-rms in basis", "act", OVER_RMS),
     Stack("optax.contrib.muon", "optax.contrib.muon", {}, (0.01, 0.02, 0.04), (5e-3, 1e-2, 2e-2)),
-    Stack("momenta 0.9, 0.99", "linear", TWO_MOMENTA),
-    Stack("hand-set", "linear", HAND_SET),
-    Stack("SOAP, decays 0.9", "basis", FAST),
-    Stack("SOAP, momenta 0.9, 0.99", "basis", TWO_MOMENTA),
-    Stack("hand-set in basis, not normalised", "basis", HAND_SET | {"normalized": 0.0}),
-    Stack("hand-set in basis", "basis", HAND_SET),
-    Stack("over-rms in basis, annealed", "basis", OVER_RMS | ANNEALED),
+    Stack("Muon, 0.9 and 0.99", "linear", TWO_MOMENTA),
+    Stack("Muon, three numbers", "linear", THREE_NUMBERS),
+    Stack("SOAP, decays 0.9", "whiten", {"basis_decay": 0.9, "second_decay": 0.9}),
+    Stack("SOAP, 0.9 and 0.99", "whiten", TWO_MOMENTA),
+    Stack("SOAP, three numbers", "whiten", THREE_NUMBERS),
+    Stack("over-rms, floor 1e-16", "act", OVER_RMS | {"floor_of_second": 1e-16}),
+    Stack("over-rms, not normalised", "act", OVER_RMS | {"normalized": 0.0}),
+    Stack("over-rms, annealed", "act", OVER_RMS | ANNEALED),
+    Stack("SOAP acting, over-rms", "act", {"normalized": 1.0, "floor_of_second": 1e-8}),
     Stack("bundled theta in basis", "theta in basis", {"theta": 0.0}),
     Stack("published theta in basis", "theta in basis", {"theta": 1.0}),
+    Stack("over-rms theta in basis", "theta in basis", {"theta": 3.0}),
+    Stack("SOAP + hyperball", "whiten", HYPERBALL, ANGLES),
+    *(Stack(f"SOAP + {label}", "whiten", numbers) for label, numbers in ADDED.items()),
     Stack("bundled theta", "theta", {"theta": 0.0}),
     Stack("published theta", "theta", {"theta": 1.0}),
-    Stack("over-rms theta in basis", "theta in basis", {"theta": 2.0}),
-    Stack("SOAP + hyperball", "basis", HYPERBALL, ANGLES),
+    Stack("hand-set theta", "theta", {"theta": 2.0}),
+    Stack("SOAP, eps 1e-3", "whiten", {"eps": 1e-3}),
+    Stack("SOAP, eps 1e-2", "whiten", {"eps": 1e-2}),
+    Stack("SOAP, second moment 0.99", "whiten", {"second_decay": 0.99}),
     Stack("Muon + hyperball", "linear", HYPERBALL, ANGLES),
-    *(Stack(f"SOAP + {label}", "basis", numbers) for label, numbers in ADDED.items()),
-    Stack("SOAP, whitening 0.4", "basis", {"whitening": 0.4}),
-    Stack("SOAP, floor 1e-8", "basis", {"second_floor": 1e-8}),
     *(Stack(f"Muon + {label}", "linear", numbers) for label, numbers in ADDED.items()),
 )

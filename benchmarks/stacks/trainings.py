@@ -151,9 +151,7 @@ class Program:
         shape = lambda *shape: jax.ShapeDtypeStruct((self.size, *shape), jnp.int32)
         numbers = {name: jax.ShapeDtypeStruct((self.size,), jnp.float32) for name in NUMBERS}
         runs = Runs(shape(), shape(), shape(self.steps, BATCH), numbers)
-        data = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.texts.train, self.texts.held_out)
-        )
+        data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.texts.train, self.texts.held_out))
         lowered = jax.jit(train).lower(data, runs)
         self.lowering_seconds = time.perf_counter() - start
         return lowered
