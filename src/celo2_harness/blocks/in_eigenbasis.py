@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Int
 
-from celo2_harness._trees import require_like_params
+from celo2_harness._trees import bare_structure, require_like_params, unboxed
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, matrix_views
 from celo2_harness.rule import MatrixView
@@ -131,8 +131,9 @@ def in_eigenbasis(
 
     def pack(treedef: Any, leaves: Sequence[Sequence[Array]]) -> tuple[Updates, ...]:
         """One tree per side, of a list of arrays per leaf."""
+        bare = bare_structure(treedef)
         return tuple(
-            treedef.unflatten([arrays[k] if k < len(arrays) else optax.MaskedNode() for arrays in leaves])
+            bare.unflatten([arrays[k] if k < len(arrays) else optax.MaskedNode() for arrays in leaves])
             for k in range(num_sides)
         )
 
@@ -176,8 +177,11 @@ def in_eigenbasis(
         leaves, treedef = jax.tree.flatten(updates)
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
         views = matrix_views(updates, weight_dimension_numbers)
-        covariances = [treedef.flatten_up_to(tree) for tree in state.covariance]
-        bases = [treedef.flatten_up_to(tree) for tree in state.basis]
+        bare = bare_structure(treedef)
+        covariances, bases = (
+            [[unboxed(part) for part in bare.flatten_up_to(tree)] for tree in trees]
+            for trees in (state.covariance, state.basis)
+        )
         turned = [
             [_Side(axis, covariances[k][i], bases[k][i]) for k, axis in enumerate(axes_of(leaf, view))]
             for i, (leaf, view) in enumerate(zip(leaves, views, strict=True))

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Int
 
 from celo2_harness._types import Params, ScalarOrSchedule, Updates
+from celo2_harness.blocks.views import zeros_like_params
 from celo2_harness.rule import resolve_state_dtype
 
 
@@ -69,10 +70,8 @@ def mix_momenta(
     dtype = resolve_state_dtype(state_dtype)
 
     def init_fn(params: Params) -> MixMomentaState:
-        def zeros(x: Any) -> Any:
-            return jnp.zeros(x.shape, dtype) if x.size else optax.MaskedNode()
-
-        return MixMomentaState(jnp.zeros([], jnp.int32), tuple(jax.tree.map(zeros, params) for _ in decays))
+        momenta = tuple(zeros_like_params(params, dtype) for _ in decays)
+        return MixMomentaState(jnp.zeros([], jnp.int32), momenta)
 
     def update_fn(
         updates: Updates, state: MixMomentaState, params: Params | None = None

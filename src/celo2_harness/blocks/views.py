@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 from optax.contrib import MuonDimensionNumbers
@@ -35,7 +36,6 @@ def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbe
         ValueError: A leaf has no entry, or one that does not fit its shape.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> views = matrix_views({"conv": jnp.ones((3, 3, 4, 8))}, MuonDimensionNumbers((0, 1, 2), (3,)))
         >>> views[0].viewed
         (36, 8)
@@ -77,7 +77,6 @@ def map_matrices(
         A tree of the structure of `tree`.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> updates = {"w": jnp.ones((2, 4)), "b": jnp.ones(3)}
         >>> views = matrix_views(updates, None)
         >>> scaled = map_matrices(lambda view, x: 2.0 * x if view.is_matrix else x, views, updates)
@@ -92,6 +91,11 @@ def map_matrices(
         for view, x, *others in zip(views, leaves, *columns, strict=True)
     ]
     return (bare if state else treedef).unflatten(results)
+
+
+def zeros_like_params(params: Params, dtype: Any = jnp.float32) -> PyTree:
+    """A tree of zeros like the parameters, of the state's own dtype; `optax.MaskedNode()` for leaves of size zero."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype) if x.size else optax.MaskedNode(), params)
 
 
 def _is_specification(x: Any) -> bool:
