@@ -24,12 +24,12 @@ from typing import Any
 
 import jax
 import numpy as np
+
 from benchmarks.stacks.directions import NUMBERS
 from benchmarks.stacks.search import CMA
 from benchmarks.stacks.summary import summarize
 from benchmarks.stacks.table import OVER_RMS, STACKS, Stack, structures
 from benchmarks.stacks.trainings import ENDINGS, Program, Texts, compile_in_background, model_config
-
 from celo2_harness.lab.tasks.text import read_text
 
 REPORT_SEEDS_FROM = 10

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from celo2_harness import RuleConfig, Theta, Weights, celo2_direction, normalize_rms, orthogonalize
-from celo2_harness.blocks import in_eigenbasis, mix_momenta
+from celo2_harness.blocks import control_norm, in_eigenbasis, look_ahead, mix_momenta
 from celo2_harness.routing import label_params
 
 Numbers = Mapping[str, Any]
@@ -209,52 +209,30 @@ def decay_weights(n: Numbers, decay: str) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(decayed, updates, params))
 
 
-def pin_norms(n: Numbers) -> optax.GradientTransformation:
-    """With `hyperball`, steps relative to the norm of a matrix, which they leave as it is."""
+def take_step(n: Numbers, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The learning rate; with `hyperball` an angle, and norms stay."""
+    plain, pinned = optax.scale_by_learning_rate(schedule), control_norm("hyperball", schedule)
 
-    def pinned(u: Array, p: Array) -> Array:
-        norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True) + 1e-30)
-        moved = p + u * norm(p) / p.shape[-1] ** 0.5 / p.shape[-2] ** 0.5
-        return jnp.where(n["hyperball"] > 0.0, moved * norm(p) / norm(moved) - p, u)
+    def update(updates: Any, states: Any, params: Any = None) -> Any:
+        step, first = plain.update(updates, states[0], params)
+        turn, second = pinned.update(updates, states[1], params)
+        return jax.tree.map(lambda u, v: jnp.where(n["hyperball"] > 0.0, v, u), step, turn), (first, second)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(pinned, updates, params))
-
-
-class LookAheadState(NamedTuple):
-    """Step count and the mean of the applied steps."""
-
-    count: Array
-    steps: Any
-
-
-def look_ahead(n: Numbers, steps: int) -> optax.GradientTransformation:
-    """Momentum of the applied steps from 15% to 75% of the run: u <- u + b e, e <- gamma e + (1 - gamma) u."""
-
-    def update(updates: Any, state: LookAheadState, params: Any = None) -> Any:
-        del params
-        time = state.count / steps
-        strength = jnp.where((time > 0.15) & (time < 0.75), n["look_ahead"] * schedule_shape(n, time), 0.0)
-        updates = jax.tree.map(lambda u, e: u + strength * e, updates, state.steps)
-        gamma = n["look_ahead_decay"]
-        mean = jax.tree.map(lambda u, e: gamma * e + (1.0 - gamma) * u, updates, state.steps)
-        return updates, LookAheadState(state.count + 1, mean)
-
-    init = lambda params: LookAheadState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(lambda params: (plain.init(params), pinned.init(params)), update)
 
 
 def assemble(direction: Direction, n: Numbers, steps: int) -> optax.GradientTransformation:
     """The whole optimizer: a direction for hidden matrices, AdamW by role for the rest."""
 
-    def rate(*names: str) -> optax.GradientTransformation:
-        factor = jnp.prod(jnp.stack([jnp.asarray(n[name], jnp.float32) for name in names]))
-        return optax.scale_by_schedule(lambda count: -factor * schedule_shape(n, count / steps))
+    def schedule(*names: str) -> optax.Schedule:
+        peak = jnp.prod(jnp.stack([jnp.asarray(n[name], jnp.float32) for name in names]))
+        return lambda count: peak * schedule_shape(n, count / steps)
 
     def adamw(role: str) -> optax.GradientTransformation:
         return optax.chain(
             optax.scale_by_adam(n["b1"], n[f"{role}_b2"]),
             decay_weights(n, "rest_weight_decay"),
-            rate("rest_rate", f"{role}_factor"),
+            optax.scale_by_learning_rate(schedule("rest_rate", f"{role}_factor")),
         )
 
     hidden = optax.chain(
@@ -264,12 +242,14 @@ def assemble(direction: Direction, n: Numbers, steps: int) -> optax.GradientTran
         equalize_rows(n),
         normalize_rms(),
         decay_weights(n, "weight_decay"),
-        rate("hidden_rate"),
-        pin_norms(n),
+        take_step(n, schedule("hidden_rate")),
     )
     transforms = {role: adamw(role) for role in ("embedding", "head", "vector")} | {"hidden": stack_layers(hidden)}
     labels = lambda params: jax.tree.map(lambda label: "vector" if label == "other" else label, label_params(params))
-    return optax.chain(optax.partition(transforms, labels), look_ahead(n, steps))
+    strength = lambda count: n["look_ahead"] * schedule_shape(n, count / steps)
+    return optax.chain(
+        optax.partition(transforms, labels), look_ahead(strength, n["look_ahead_decay"], total_steps=steps)
+    )
 
 
 def optax_muon(n: Numbers, steps: int) -> optax.GradientTransformation:

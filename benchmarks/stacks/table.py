@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+
 from benchmarks.stacks.directions import (
     acting,
     assemble,
@@ -18,8 +19,7 @@ from benchmarks.stacks.directions import (
     whitened,
 )
 from benchmarks.stacks.trainings import Structure
-
-from celo2_harness import Theta, load_weights
+from celo2_harness import load_weights
 
 HIDDEN_RATES = (1.2e-3, 2e-3, 3.4e-3)
 REST_RATES = (6e-3, 1e-2, 1.7e-2)

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from benchmarks.stacks.directions import NUMBERS, Numbers
 from jax import Array
 
+from benchmarks.stacks.directions import NUMBERS, Numbers
 from celo2_harness.lab.tasks.gpt import MODELS, GPTConfig, gpt_loss, init_gpt
-from celo2_harness.lab.tasks.gpt_task import VALIDATION_PREDICTIONS
-from celo2_harness.lab.tasks.text import Text, sample_windows, spread_windows
+from celo2_harness.lab.tasks.language_model import VALIDATION_PREDICTIONS
+from celo2_harness.lab.tasks.text import Text
 
 Structure = Callable[[Numbers, int], optax.GradientTransformation]
 
@@ -64,15 +64,17 @@ class Texts:
     @functools.cached_property
     def held_out(self) -> np.ndarray:
         """The windows of validation of each text."""
-        return np.stack([spread_windows(t.held_out, self.context, VALIDATION_PREDICTIONS) for t in self.texts])
+        return np.stack([t.spread(self.context, VALIDATION_PREDICTIONS) for t in self.texts])
 
     def starts(self, text: int, seed: int, steps: int) -> np.ndarray:
         """Where the windows of every batch start, those of `LanguageModel.batch`."""
         key = text, seed, steps
         if key not in self._starts:
-            positions: Any = np.arange(len(self.texts[text].train))
+            # Of a text in which every byte is its own place, the first column of a batch says where windows start.
+            places: Any = np.arange(len(self.texts[text].train))
+            text_of_places = Text("places", places, places)
             offset = sum(len(t.train) for t in self.texts[:text])
-            found = [sample_windows(positions, seed, step, BATCH, self.context)[:, 0] for step in range(steps)]
+            found = [text_of_places.sample(seed, step, BATCH, self.context)[:, 0] for step in range(steps)]
             self._starts[key] = (np.stack(found) + offset).astype(np.int32)
         return self._starts[key]
 
