@@ -146,7 +146,14 @@ class Bench:
         """Selection and report of rows, those of one structure together, in the order of the table."""
         selection_seeds = range(self.options.selection_seeds)
         report_seeds = range(REPORT_SEEDS_FROM, REPORT_SEEDS_FROM + self.options.report_seeds)
-        for group in self.groups(stacks):
+        waiting = self.groups(stacks)
+        while waiting and self.clock.now() < until:
+            # The first whose program is there; compilation goes on meanwhile.
+            group = next((g for g in waiting if self.programs[f"{model} {g[0].structure}"].done()), None)
+            if group is None:
+                time.sleep(0.1)
+                continue
+            waiting.remove(group)
             program = self.program(model, group[0].structure)
             if program is None:
                 continue

@@ -85,6 +85,7 @@ ADDED = {
     "rows normalised": {"row_norm": 1.0},
     "beta2 0.99 of vectors": {"vector_b2": 0.99},
     "beta2 0.99 of embedding and head": {"embedding_b2": 0.99, "head_b2": 0.99},
+    "beta2 0.999 of all": {"vector_b2": 0.999, "embedding_b2": 0.999, "head_b2": 0.999},
     "head at half": {"head_factor": 0.5},
     "embedding at double": {"embedding_factor": 2.0},
     "vectors at half": {"vector_factor": 0.5},
