@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 from optax.contrib import MuonDimensionNumbers
 
 from celo2_harness import routing
-from celo2_harness.routing import Leaf, ReportRow, Route, Rule, format_report, label_params, route, view_params
+from celo2_harness.routing import Leaf, ReportRow, Rule, format_report, label_params, route, view_params
+from celo2_harness.rule import MatrixView
 
 KEY = jax.random.key(0)
 
 
 def routes_of(params, *args, **kwargs):
     """Path -> Route, every path once."""
-    found = jax.tree.leaves(route(params, *args, **kwargs), is_leaf=lambda node: isinstance(node, Route))
+    found = jax.tree.leaves(route(params, *args, **kwargs))
     table = {entry.path: entry for entry in found}
     assert len(table) == len(found)
     return table
@@ -556,7 +557,7 @@ def test_per_head_moves_heads_to_the_batch():
 
 
 def test_agrees_with_optax_muon_on_attention(trees):
-    """The views are the weight_dimension_numbers of optax's Muon."""
+    """The axes of the views are the weight_dimension_numbers of optax's Muon."""
     view = view_params(trees["nnx"])["blocks"][0]["attn"]["out"]["kernel"].get_value()
     kernel = jax.random.normal(KEY, (4, 4, 16))
 
@@ -633,7 +634,7 @@ def test_user_rules_come_first(rule, name):
 def test_user_view_is_normalised():
     view = MuonDimensionNumbers(reduction_axis=-1, output_axis=[0, 1])
     found = routes_of(tree_of(PARAMS), [("extra", "hidden", view)])["extra/kernel"]
-    assert found.view == MuonDimensionNumbers((2,), (0, 1))
+    assert found.view == MatrixView((2, 4, 8), (2,), (0, 1))
 
 
 def test_vector_by_a_user_rule_has_no_input_axes():
@@ -697,7 +698,7 @@ TREES = st.dictionaries(NAMES, st.recursive(SHAPES, lambda sub: st.dictionaries(
 def test_any_tree(shapes, per_head):
     params = tree_of(shapes)
     routes = route(params, per_head=per_head)
-    table = jax.tree.leaves(routes, is_leaf=lambda node: isinstance(node, Route))
+    table = jax.tree.leaves(routes)
     assert [entry.shape for entry in table] == [leaf.shape for leaf in jax.tree.leaves(params)]
     assert jax.tree.structure(label_params(params)) == jax.tree.structure(params)
     for entry in table:
@@ -706,7 +707,7 @@ def test_any_tree(shapes, per_head):
         if len(entry.shape) < 2:
             assert (entry.label, entry.view) == ("vector", None)
             continue
-        inputs, outputs = entry.view
+        inputs, outputs = entry.view.reduction_axis, entry.view.output_axis
         assert outputs
         assert bool(inputs) == (entry.label != "vector")
         axes = (*inputs, *outputs)
@@ -747,7 +748,7 @@ def test_empty_report_and_empty_tree():
 
 
 def test_rules_are_documented(pytestconfig):
-    page = (pytestconfig.rootpath / "docs" / "routing.md").read_text()
+    page = (pytestconfig.rootpath / "docs" / "guide" / "routing.md").read_text()
     listed = re.findall(r"^\| \d+ \| ([^|]+?) \| `(\w+)` \|", page, flags=re.MULTILINE)
     assert listed == [(rule.name, rule.label) for rule in routing.BUILT_IN]
 

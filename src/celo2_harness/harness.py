@@ -143,7 +143,7 @@ def build(
         _require_floating(recipe.name, routes)
         places = None if sharding is None else _by_path(resolve_shardings(sharding, tree))
         settings = Settings(loaded, _views_of(routes), state_dtype, kernel, total_steps, places)
-        labels = jax.tree.map(group_of, routes, is_leaf=_is_route)
+        labels = jax.tree.map(group_of, routes)
 
         def chain(
             group: Group, rate: ScalarOrSchedule, decays: Mapping[Any, ScalarOrSchedule]
@@ -271,7 +271,7 @@ def describe(
 
     own = (*rules, *routing.rules_of_dimension_numbers(weight_dimension_numbers, params))
     routes = routing.route(params, own, strict=strict, per_head=per_head)
-    return routing.format_report([row(route) for route in jax.tree.leaves(routes, is_leaf=_is_route)])
+    return routing.format_report([row(route) for route in jax.tree.leaves(routes)])
 
 
 def group_of(route: routing.Route) -> str:
@@ -280,7 +280,7 @@ def group_of(route: routing.Route) -> str:
 
 
 def _require_floating(name: str, routes: PyTree) -> None:
-    for route in jax.tree.leaves(routes, is_leaf=_is_route):
+    for route in jax.tree.leaves(routes):
         if route.dtype is None:
             raise ValueError(f"{name}: leaf {route.path!r} is a Python number, expected an array: jnp.asarray(...).")
         if route.label != "frozen" and not jnp.issubdtype(route.dtype, jnp.floating):
@@ -305,10 +305,6 @@ def _at_least_float32(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
-def _is_route(x: Any) -> bool:
-    return isinstance(x, routing.Route)
-
-
 def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
@@ -321,7 +317,7 @@ def _by_path(tree: PyTree) -> Callable[[Updates], Any]:
 
 def _views_of(routes: PyTree) -> Callable[[Updates], Any]:
     """The views for whatever part of the tree a masked block sees, found by path."""
-    by_path = dict(jax.tree_util.tree_flatten_with_path(routes, is_leaf=_is_route)[0])
+    by_path = dict(jax.tree_util.tree_flatten_with_path(routes)[0])
     return lambda updates: jax.tree_util.tree_map_with_path(lambda path, _: by_path[path].view, updates)
 
 

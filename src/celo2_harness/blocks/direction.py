@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.moments import NOTHING, pack_moments, unpack_moments
-from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, leaf_views, viewed_axes
+from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views, viewed_axes
 from celo2_harness.rule import (
     MatrixView,
     Moments,
@@ -122,7 +122,7 @@ def celo2_direction(
 
     def init_fn(params: Params) -> Celo2State:
         leaves, treedef = jax.tree.flatten(params)
-        views = leaf_views(params, weight_dimension_numbers)
+        views = matrix_views(params, weight_dimension_numbers)
         places = leaf_shardings(params, sharding) or [None] * len(views)
         # Nothing is kept for empty leaves: Orbax refuses arrays of size zero.
         moments = [
@@ -141,7 +141,7 @@ def celo2_direction(
         theta = Theta(*(jnp.asarray(x, jnp.float32) for x in weights.theta))
         gradients, treedef = jax.tree.flatten(updates)
         parameters = treedef.flatten_up_to(params)
-        views = leaf_views(updates, weight_dimension_numbers)
+        views = matrix_views(updates, weight_dimension_numbers)
         places = leaf_shardings(updates, sharding) or [None] * len(views)
         directions, moments, done = [], [], jnp.zeros([], jnp.float32)
         for view, g, p, m, place in zip(

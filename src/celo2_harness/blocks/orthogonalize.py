@@ -10,7 +10,7 @@ import optax
 
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.spread import spread_matrices
-from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, leaf_views
+from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views
 from celo2_harness.rule import newton_schulz
 from celo2_harness.rule.newton_schulz import NORM_FLOOR, resolve_coefficients
 
@@ -65,7 +65,7 @@ def orthogonalize(
     def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         leaves, treedef = jax.tree.flatten(updates)
-        views = leaf_views(updates, weight_dimension_numbers)
+        views = matrix_views(updates, weight_dimension_numbers)
         if places := leaf_shardings(updates, sharding):
             chosen = [i for i, view in enumerate(views) if view.is_matrix and leaves[i].size]
             pick = lambda x: [x[i] for i in chosen]

@@ -15,6 +15,7 @@ from celo2_harness.routing._route import route as route
 from celo2_harness.routing._route import view_params as view_params
 from celo2_harness.routing._rules import BUILT_IN as BUILT_IN
 from celo2_harness.routing._rules import LABELS as LABELS
+from celo2_harness.routing._rules import ROLES as ROLES
 from celo2_harness.routing._rules import Rule as Rule
 from celo2_harness.routing._rules import RuleLike as RuleLike
 from celo2_harness.routing._rules import expand_rules as expand_rules

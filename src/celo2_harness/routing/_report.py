@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from optax.contrib import MuonDimensionNumbers
-
-from celo2_harness.routing._layouts import batch_axes
 from celo2_harness.routing._leaves import size
 from celo2_harness.routing._route import Route
 from celo2_harness.routing._rules import LABELS
+from celo2_harness.rule import MatrixView
 
 _NUMBERS = frozenset({"lr x", "decay", "parameters", "state bytes", "leaves"})
 
@@ -33,29 +31,29 @@ class ReportRow(NamedTuple):
     state_bytes: int
 
 
-def format_view(shape: tuple[int, ...], view: MuonDimensionNumbers | None) -> str:
+def format_view(view: MatrixView | None) -> str:
     """A view in sizes: batch x (inputs -> outputs), with the product where several axes are flattened together.
 
     Example:
-        >>> format_view((3, 3, 4, 6), MuonDimensionNumbers((0, 1, 2), (3,)))
+        >>> format_view(MatrixView((3, 3, 4, 6), (0, 1, 2), (3,)))
         '3*3*4 -> 6'
-        >>> format_view((12, 64, 64), MuonDimensionNumbers((1,), (2,)))
+        >>> format_view(MatrixView((12, 64, 64), (1,), (2,)))
         '12 x (64 -> 64)'
-        >>> format_view((12, 64), MuonDimensionNumbers((), (1,)))
+        >>> format_view(MatrixView((12, 64), (), (1,)))
         '12 x (64)'
     """
     if view is None:
         return "-"
 
     def sizes(axes: Sequence[int]) -> str:
-        return "*".join(str(shape[axis]) for axis in axes)
+        return "*".join(str(view.shape[axis]) for axis in axes)
 
-    inputs, outputs = tuple(view.reduction_axis), tuple(view.output_axis)  # pyright: ignore[reportArgumentType]
-    matrix = f"{sizes(inputs)} -> {sizes(outputs)}" if inputs else f"({sizes(outputs)})"
-    batch = batch_axes(shape, view)
-    if not batch:
+    outputs = sizes(view.output_axis)
+    matrix = f"{sizes(view.reduction_axis)} -> {outputs}" if view.is_matrix else f"({outputs})"
+    if not view.batch_axis:
         return matrix
-    return f"{size(shape, batch)} x ({matrix})" if inputs else f"{size(shape, batch)} x {matrix}"
+    matrices = size(view.shape, view.batch_axis)
+    return f"{matrices} x ({matrix})" if view.is_matrix else f"{matrices} x {matrix}"
 
 
 def format_report(rows: Sequence[ReportRow]) -> str:
@@ -101,7 +99,7 @@ def _cells(row: ReportRow) -> tuple[str, ...]:
     return (
         found.path or "(the tree itself)",
         str(found.shape),
-        format_view(found.shape, found.view),
+        format_view(found.view),
         found.label,
         row.optimizer,
         f"{row.learning_rate_factor:g}",

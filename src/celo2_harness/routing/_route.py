@@ -1,34 +1,41 @@
 """Label and view of every leaf of a parameter tree."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from optax.contrib import MuonDimensionNumbers
 
 from celo2_harness._types import PyTree
 from celo2_harness.routing._leaves import Leaf, leaves_of
-from celo2_harness.routing._rules import Decide, RuleLike, compile_rules, first_match, resolve_view
+from celo2_harness.routing._rules import Decide, RuleLike, compile_rules, first_match, resolve_view, role_of
+from celo2_harness.rule import MatrixView
 
 
-class Route(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Route:
     """Where one leaf goes, and why.
 
+    A route is a leaf of a tree, not a node.
+
     Attributes:
-        path: plain names joined by "/": "layers/0/attention/query/kernel".
-        shape: the leaf's shape.
-        dtype: the leaf's dtype.
-        label: one of `LABELS`.
-        view: input (reduction) and output axes as non-negative tuples, all others being batch axes; without input axes
-            a batch of vectors. None: a scalar or a plain vector.
-        rule: name of the rule that decided; "" where none matched.
+        path: Plain names joined by "/": "layers/0/attention/query/kernel".
+        shape: The leaf's shape.
+        dtype: The leaf's dtype; None for a Python number.
+        label: One of `LABELS`.
+        role: One of `ROLES`, finer than the label: a vector is a "gain", a "bias", a "scalar" or just a "vector".
+        view: How the leaf is seen as matrices; without input axes a batch of vectors. None for a scalar or a plain
+            vector.
+        rule: Name of the rule that decided; "" where none matched.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     label: str
-    view: MuonDimensionNumbers | None
+    role: str
+    view: MatrixView | None
     rule: str
 
 
@@ -83,11 +90,7 @@ def _route(leaf: Leaf, value: Any, decide: Sequence[Decide]) -> Route:
     if rule is None:
         rule = first_match(leaf)
     view = resolve_view(rule, leaf)
-    return Route(leaf.path, leaf.shape, leaf.dtype, rule.label, view, rule.name)
-
-
-def _is_route(node: Any) -> bool:
-    return isinstance(node, Route)
+    return Route(leaf.path, leaf.shape, leaf.dtype, rule.label, role_of(leaf, rule.label), view, rule.name)
 
 
 def label_params(
@@ -120,13 +123,13 @@ def label_params(
         'frozen'
     """
     routes = route(params, rules, strict=strict, per_head=per_head)
-    return jax.tree.map(lambda found: found.label, routes, is_leaf=_is_route)
+    return jax.tree.map(lambda found: found.label, routes)
 
 
 def view_params(
     params: PyTree, rules: Sequence[RuleLike] = (), *, strict: bool = False, per_head: bool = False
 ) -> PyTree:
-    """The matrix view of every leaf.
+    """The matrix view of every leaf in Optax's type, as `optax.contrib.muon` and the blocks take it.
 
     Args:
         params: a tree of parameters, see `route`.
@@ -147,4 +150,5 @@ def view_params(
         MuonDimensionNumbers(reduction_axis=(0,), output_axis=(2,))
     """
     routes = route(params, rules, strict=strict, per_head=per_head)
-    return jax.tree.map(lambda found: found.view, routes, is_leaf=_is_route)
+    numbers = lambda view: view and MuonDimensionNumbers(view.reduction_axis, view.output_axis)
+    return jax.tree.map(lambda found: numbers(found.view), routes)

@@ -19,9 +19,11 @@ from celo2_harness.routing._layouts import (
     under_attention,
     vector_view,
 )
-from celo2_harness.routing._leaves import Leaf, is_norm, words
+from celo2_harness.routing._leaves import BIAS_WORDS, Leaf, is_norm, words
+from celo2_harness.rule import MatrixView
 
 LABELS = ("hidden", "embedding", "head", "vector", "other", "frozen")
+ROLES = ("matrix", "embedding", "head", "bias", "gain", "scalar", "vector", "other")
 
 _VECTOR_WORDS = frozenset(words("bias biases scale scales offset offsets gamma beta gain gains"))
 _EMBEDDING_WORDS = frozenset(words("embed embeds embedder embedding embeddings emb embs wte wpe posemb codebook"))
@@ -61,7 +63,7 @@ class Rule:
     label: str
     pattern: str | None = None
     when: Callable[[Leaf], bool] | None = None
-    view: MuonDimensionNumbers | Callable[[Leaf], MuonDimensionNumbers | None] | None = None
+    view: MatrixView | MuonDimensionNumbers | Callable[[Leaf], MuonDimensionNumbers | None] | None = None
 
     def applies(self, leaf: Leaf) -> bool:
         """Whether this rule decides about a leaf."""
@@ -266,7 +268,24 @@ def _check_label(label: Any, where: str) -> None:
         )
 
 
-def resolve_view(rule: Rule, leaf: Leaf) -> MuonDimensionNumbers | None:
+_GAIN_WORDS = frozenset(words("scale scales gamma gain gains g weight"))
+
+
+def role_of(leaf: Leaf, label: str) -> str:
+    """The role of a leaf, out of `ROLES`."""
+    if label == "frozen":
+        label = first_match(leaf).label
+    if label != "vector":
+        return "matrix" if label == "hidden" else label
+    if leaf.ndim == 0:
+        return "scalar"
+    if leaf.name_words & BIAS_WORDS:
+        return "bias"
+    gain = leaf.name_words & _GAIN_WORDS
+    return "gain" if gain else "bias" if is_norm(leaf) else "vector"
+
+
+def resolve_view(rule: Rule, leaf: Leaf) -> MatrixView | None:
     """The view a rule gives a leaf, with non-negative axes in tuples.
 
     A rule without a view keeps the built-in one, except that a vector has no input axes.
@@ -274,19 +293,18 @@ def resolve_view(rule: Rule, leaf: Leaf) -> MuonDimensionNumbers | None:
     Raises:
         ValueError: if the view's axes do not fit the leaf.
     """
-    if isinstance(rule.view, MuonDimensionNumbers):
+    if isinstance(rule.view, (MatrixView, MuonDimensionNumbers)):
         view = rule.view
     elif rule.view is not None:
         view = rule.view(leaf)
     elif rule.label == "vector":
         view = vector_view(leaf)
     else:
-        own = first_match(leaf)
-        view = resolve_view(own, leaf)
+        return resolve_view(first_match(leaf), leaf)
     return None if view is None else _normalise(view, rule, leaf)
 
 
-def _normalise(view: Any, rule: Rule, leaf: Leaf) -> MuonDimensionNumbers:
+def _normalise(view: Any, rule: Rule, leaf: Leaf) -> MatrixView:
     def fail(problem: str) -> ValueError:
         return ValueError(
             f"routing: rule {rule.name!r} gives leaf {leaf.path!r} of shape {leaf.shape} the view {view!r}, {problem}. "
@@ -302,11 +320,11 @@ def _normalise(view: Any, rule: Rule, leaf: Leaf) -> MuonDimensionNumbers:
             raise fail(f"whose {side} names {wrong}, no axes of a {leaf.ndim}-d leaf")
         return tuple(axis % leaf.ndim for axis in listed)
 
-    if not isinstance(view, MuonDimensionNumbers):
+    if not isinstance(view, (MatrixView, MuonDimensionNumbers)):
         raise fail("which is not an optax.contrib.MuonDimensionNumbers")
     inputs, outputs = axes(view.reduction_axis, "reduction_axis"), axes(view.output_axis, "output_axis")
     if len({*inputs, *outputs}) < len(inputs) + len(outputs):
         raise fail("which names an axis twice")
     if not outputs:
         raise fail("which has no output axis")
-    return MuonDimensionNumbers(inputs, outputs)
+    return MatrixView(leaf.shape, inputs, outputs)

@@ -4,35 +4,75 @@ A view is a transpose and a reshape, both static. Everything that needs matrices
 moments, Newton-Schulz, RMS) works on the viewed array, whose last two axes are the matrix (the last one for vectors).
 """
 
+import dataclasses
+import functools
 import math
+import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 
-class MatrixView(NamedTuple):
-    """A static description of the view of one leaf.
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    """The view of one leaf: its input axes become rows, its output axes columns, all other axes a batch.
+
+    A view without input axes is a batch of vectors, such as stacked biases. Views are hashable, and leaves of a tree.
 
     Attributes:
-      shape: the leaf's shape.
-      permutation: the leaf's axes in the order batch, rows, columns.
-      viewed: shape after transpose and reshape.
-      factored: (d1, d0), the axes of the viewed array that carry factored second moments, d0 the larger one;
-        None for vectors, which keep a full (diagonal) second moment.
-      whole: normalise over all axes together, instead of matrix by matrix.
+        shape: The leaf's shape.
+        reduction_axis: The input axes, non-negative.
+        output_axis: The output axes, non-negative.
+        factored_over: The two axes of the viewed array that carry factored second moments, the reduced one last. By
+            default rows and columns, the longer one last.
+        whole: Whether features are normalised over all axes together instead of matrix by matrix.
+
+    Example:
+        >>> view = MatrixView((3, 3, 4, 8), (0, 1, 2), (3,))  # a convolution, (spatial x in, out)
+        >>> view.viewed, view.factored
+        ((36, 8), (1, 0))
     """
 
     shape: tuple[int, ...]
-    permutation: tuple[int, ...]
-    viewed: tuple[int, ...]
-    factored: tuple[int, int] | None
+    reduction_axis: tuple[int, ...]
+    output_axis: tuple[int, ...]
+    factored_over: tuple[int, int] | None = None
     whole: bool = False
 
     @property
     def is_matrix(self) -> bool:
-        return self.factored is not None
+        return bool(self.reduction_axis)
+
+    @functools.cached_property
+    def batch_axis(self) -> tuple[int, ...]:
+        """The axes of the leaf that are neither inputs nor outputs."""
+        named = {*self.reduction_axis, *self.output_axis}
+        return tuple(axis for axis in range(len(self.shape)) if axis not in named)
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        """The leaf's axes in the order batch, rows, columns."""
+        return self.batch_axis + self.reduction_axis + self.output_axis
+
+    @functools.cached_property
+    def viewed(self) -> tuple[int, ...]:
+        """The shape after transpose and reshape."""
+        groups = (self.reduction_axis, self.output_axis) if self.is_matrix else (self.output_axis,)
+        matrix = (math.prod(self.shape[axis] for axis in axes) for axes in groups)
+        return (*(self.shape[axis] for axis in self.batch_axis), *matrix)
+
+    @property
+    def factored(self) -> tuple[int, int] | None:
+        """The axes (d1, d0) of the viewed array that carry factored second moments, d0 the longer one.
+
+        None for vectors, which keep a full (diagonal) second moment.
+        """
+        if not self.is_matrix or self.factored_over is not None:
+            return self.factored_over
+        rows, columns = len(self.viewed) - 2, len(self.viewed) - 1
+        return (columns, rows) if self.viewed[rows] > self.viewed[columns] else (rows, columns)
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -43,80 +83,86 @@ class MatrixView(NamedTuple):
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The viewed shape without the larger factored axis."""
+        """The viewed shape without the longer factored axis."""
         assert self.factored is not None
         return tuple(n for axis, n in enumerate(self.viewed) if axis != self.factored[1])
 
     @property
     def column_shape(self) -> tuple[int, ...]:
-        """The viewed shape without the smaller factored axis."""
+        """The viewed shape without the shorter factored axis."""
         assert self.factored is not None
         return tuple(n for axis, n in enumerate(self.viewed) if axis != self.factored[0])
 
     def apply(self, x: Shaped[Array, "*leaf"]) -> Shaped[Array, "*viewed"]:
-        """Leaf -> viewed array."""
+        """Takes the leaf to the viewed array."""
         return jnp.transpose(x, self.permutation).reshape(self.viewed)
 
     def invert(self, x: Shaped[Array, "*viewed"]) -> Shaped[Array, "*leaf"]:
-        """Viewed array -> leaf."""
+        """Takes the viewed array to the leaf."""
         inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
         return x.reshape([self.shape[axis] for axis in self.permutation]).transpose(inverse)
 
 
 def default_view(shape: Sequence[int]) -> MatrixView:
-    """The published behaviour: the last two axes are the matrix, the two largest axes are factored.
+    """The published behaviour: the last two axes are the matrix, the two longest axes are factored.
 
     Both choices coincide for matrices and differ on purpose for more axes. Ties go to the later axis.
 
-    >>> default_view((16, 4, 6)).factored
-    (2, 0)
-    >>> default_view(()).viewed
-    (1,)
+    Args:
+        shape: The leaf's shape.
+
+    Returns:
+        The view; that of a vector or a scalar has no input axes.
+
+    Example:
+        >>> default_view((16, 4, 6)).factored
+        (2, 0)
+        >>> default_view(()).viewed
+        (1,)
     """
-    shape = tuple(shape)
-    identity = tuple(range(len(shape)))
-    if len(shape) < 2:
-        return MatrixView(shape, identity, shape or (1,), None)
-    order = sorted(identity, key=shape.__getitem__)  # stable: of equal axes the later one comes last
-    return MatrixView(shape, identity, shape, (order[-2], order[-1]))
+    shape, ndim = tuple(shape), len(shape)
+    if ndim < 2:
+        return MatrixView(shape, (), tuple(range(ndim)))
+    order = sorted(range(ndim), key=shape.__getitem__)  # stable: of equal axes the later one comes last
+    longest = None if ndim == 2 else (order[-2], order[-1])
+    return MatrixView(shape, (ndim - 2,), (ndim - 1,), longest)
 
 
 def view_from_axes(shape: Sequence[int], reduction_axis: Any, output_axis: Any, *, name: str = "leaf") -> MatrixView:
-    """The view given by input and output axes; axes in neither are batch axes.
+    """The view with the given input and output axes; axes in neither are batch axes.
 
-    Without input axes the leaf is a batch of vectors (stacked biases).
+    Args:
+        shape: The leaf's shape.
+        reduction_axis: An input axis or several, counted from the end if negative; none for vectors.
+        output_axis: An output axis or several.
+        name: What messages call the leaf.
 
-    >>> view_from_axes((3, 3, 4, 8), (0, 1, 2), 3).viewed  # a convolution, (spatial x in, out)
-    (36, 8)
-    >>> view_from_axes((12, 64), (), 1).is_matrix  # twelve stacked biases
-    False
+    Returns:
+        The view, with non-negative axes.
 
     Raises:
-      ValueError: an axis is out of range or named twice.
+        ValueError: If an axis is out of range or named twice, or if there is no output axis.
+
+    Example:
+        >>> view_from_axes((3, 3, 4, 8), (0, 1, 2), -1).viewed
+        (36, 8)
+        >>> view_from_axes((12, 64), (), 1).is_matrix  # twelve stacked biases
+        False
     """
     shape, ndim = tuple(shape), len(shape)
     groups = []
     for axes in (reduction_axis, output_axis):
-        axes = (axes,) if isinstance(axes, int) else tuple(axes)
-        if any(not -ndim <= axis < ndim for axis in axes):
+        axes = (axes,) if isinstance(axes, numbers.Integral) else tuple(axes)
+        if any(not isinstance(axis, numbers.Integral) or not -ndim <= axis < ndim for axis in axes):
             raise ValueError(
                 f"{name} of shape {shape}: the matrix view names axes {axes}, but the leaf has axes 0 to {ndim - 1}."
                 " Correct its MuonDimensionNumbers(reduction_axis, output_axis)."
             )
-        groups.append(tuple(axis % ndim for axis in axes))
+        groups.append(tuple(int(axis) % ndim for axis in axes))
     rows, columns = groups
     if len(set(rows + columns)) != len(rows + columns) or not columns:
         raise ValueError(
             f"{name} of shape {shape}: reduction axes {rows} and output axes {columns} must name each axis once and"
             " at least one output axis. Correct its MuonDimensionNumbers(reduction_axis, output_axis)."
         )
-    batch = tuple(axis for axis in range(ndim) if axis not in rows + columns)
-    permutation = batch + rows + columns
-    size = math.prod
-    viewed = tuple(shape[axis] for axis in batch)
-    if not rows:
-        return MatrixView(shape, permutation, (*viewed, size(shape[axis] for axis in columns)), None)
-    matrix = size(shape[axis] for axis in rows), size(shape[axis] for axis in columns)
-    first, last = len(batch), len(batch) + 1
-    factored = (last, first) if matrix[0] > matrix[1] else (first, last)
-    return MatrixView(shape, permutation, (*viewed, *matrix), factored)
+    return MatrixView(shape, rows, columns)

@@ -1,5 +1,6 @@
 """One step of VeLO on one leaf, with the network that the LSTM has mixed for it: Celo2's parts, other constants."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -36,7 +37,7 @@ VELO_FEATURES: dict[str, Feature] = {
 
 def velo_view(shape: Sequence[int]) -> MatrixView:
     """The leaf as it is: its two largest axes are factored, its features normalised over all axes."""
-    return default_view(shape)._replace(whole=True)
+    return dataclasses.replace(default_view(shape), whole=True)
 
 
 def leaf_update(

@@ -205,7 +205,6 @@ def test_a_resumed_run_takes_as_many_devices(tmp_path, monkeypatch):
 
 # Commands of the page that are not run, and why.
 NOT_RUN = {
-    **{f"celo2 data prepare {name} --out images": "fetches" for name in ("mnist", "fashion_mnist", "cifar10", "svhn")},
     "celo2 data prepare /usr/share/datasets/fashion-mnist --out images": "needs a package of Debian",
 }
 # What makes the others small; the last of two equal options holds.

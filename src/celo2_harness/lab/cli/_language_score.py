@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
-from celo2_harness.lab import suites as evaluate
-from celo2_harness.lab.cli._setup import default_learning_rate, input_errors, make_optimizer
+from celo2_harness import harness
+from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.metatrain import Evaluation
 from celo2_harness.lab.tasks import make_language_model
+from celo2_harness.lab.training.loop import init_state, train_step, train_steps
+from celo2_harness.lab.training.optimizers import preset_spec
 from celo2_harness.velo import VELO_S, VeloWeights, init_theta
 
 # Which preset a variant's rule was trained for.
@@ -45,20 +47,20 @@ def language_evaluation(
         InputError: if an option is wrong.
     """
     if every < 1:
-        raise evaluate.InputError(f"eval_every = {every}: expected at least 1")
-    learning_rates = learning_rates or (default_learning_rate(_PRESETS[variant]),)
+        raise InputError(f"eval_every = {every}: expected at least 1")
+    learning_rates = learning_rates or (float(harness.presets()[_PRESETS[variant]].learning_rate),)
     with input_errors():
         task = make_language_model(model, text, _BATCH)
     optimizer = {"preset": _PRESETS[variant], "total_steps": steps, "weight_decay": 0.1}
     # Refused before the run starts, not at its first evaluation. A VeLO has no weights until then.
     first = {"weights": VeloWeights(init_theta(VELO_S, jax.random.key(0)), VELO_S)} if variant == "velo_s" else {}
     for rate in learning_rates:
-        make_optimizer(learning_rate=rate, **first, **optimizer)
+        preset_spec(learning_rate=rate, **first, **optimizer)
 
     def train(weights: Any, learning_rate: float) -> float | None:
-        tx = make_optimizer(learning_rate=learning_rate, weights=weights, **optimizer)
-        state, loss = evaluate.init_state(task, tx, 0), float("nan")
-        for progress in evaluate.fit(task, tx, state, steps=steps, seed=0, eval_every=steps):
+        tx = preset_spec(learning_rate=learning_rate, weights=weights, **optimizer).tx
+        state, loss = init_state(task, tx, 0), float("nan")
+        for progress in train_steps(task, tx, state, steps=steps, seed=0, eval_every=steps):
             loss = progress.validation_loss if progress.validation_loss is not None else loss
             if stop():
                 return None
@@ -69,7 +71,7 @@ def language_evaluation(
         for rate in learning_rates:
             losses.append(train(weights, rate))
             # Every theta compiles a program of its own, which nobody runs again.
-            evaluate.train_step.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
+            train_step.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
             if losses[-1] is None:
                 return None
         finite = [loss for loss in losses if jax.numpy.isfinite(loss)]

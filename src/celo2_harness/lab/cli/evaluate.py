@@ -63,9 +63,8 @@ def run(config: Config) -> int:
     records: list[Record] | None = None
     with StopSignals() as stop, Display() as display:
         try:
-            records = show_suite(
-                suite, folder, display, on_state=on_state, **_arguments(config, lambda: stop.requested)
-            )
+            arguments = _arguments(config, lambda: stop.requested)
+            records = show_suite(suite, folder, display, on_state=on_state, **arguments)
         finally:
             for helper in helpers:
                 if records is None:

@@ -15,10 +15,12 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
+from celo2_harness.lab.cli._devices import MOST_DEVICES
 from celo2_harness.lab.cli._language_score import language_evaluation
-from celo2_harness.lab.cli._setup import MOST_DEVICES, input_errors
+from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.metatrain import MetaTrainConfig, load_portable, run_metatrain, saved_run, task_mesh
-from celo2_harness.lab.suites import InputError, StopSignals, plot_meta_loss
+from celo2_harness.lab.metatrain.plot import plot_meta_loss
+from celo2_harness.lab.training.interrupt import StopSignals
 
 PICTURE = "meta-loss.png"
 REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -34,8 +36,7 @@ class Config:
     """
 
     data: str = "digits"
-    """digits (scikit-learn's), a folder of NAME_8x8.npz files (see celo2 data prepare), a folder or file of IDX images,
-    hf://owner/name, or a folder saved by the datasets library."""
+    """digits (scikit-learn's), a folder of NAME_8x8.npz files (see celo2 data prepare), or a folder of IDX images."""
     sets: tuple[str, ...] = ()
     """Image sets of the source; by default all."""
     inner_text: Path | None = None

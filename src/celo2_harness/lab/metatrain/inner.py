@@ -15,8 +15,9 @@ from celo2_harness.lab.metatrain.inner_schedules import INNER_SCHEDULES
 from celo2_harness.lab.metatrain.learned import LEARNED, InnerStep
 from celo2_harness.lab.metatrain.problem import Clock, TaskGroup
 from celo2_harness.lab.metatrain.update import Views
+from celo2_harness.lab.tasks import ImageSets
+from celo2_harness.lab.tasks.image_files import CLASSES
 from celo2_harness.lab.tasks.image_mlp import init_mlp, mlp_loss
-from celo2_harness.lab.tasks.images import CLASSES, ImageSets
 from celo2_harness.rule import MatrixView, default_view
 
 
@@ -41,7 +42,7 @@ def kernel_view(shape: tuple[int, ...]) -> MatrixView:
     >>> kernel_view((10, 32)).factored, kernel_view((32, 10)).factored, kernel_view((8, 8)).factored
     ((0, 1), (1, 0), (1, 0))
     """
-    return default_view(shape)._replace(factored=(0, 1) if shape[1] > shape[0] else (1, 0))
+    return MatrixView(shape, (0,), (1,), (0, 1) if shape[1] > shape[0] else (1, 0))
 
 
 def new_unroll(config: MetaTrainConfig, views: Views, init: Callable[[Array], Any], key: Array) -> Unroll:

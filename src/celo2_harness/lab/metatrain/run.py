@@ -41,7 +41,7 @@ from celo2_harness.lab.metatrain.outer import (
 from celo2_harness.lab.metatrain.processes import agreed, gathered, is_first
 from celo2_harness.lab.metatrain.tasks import fitting_mesh
 from celo2_harness.lab.metatrain.text import TEXT_MODEL, text_classes
-from celo2_harness.lab.tasks.images import ImageSets, load_image_sets
+from celo2_harness.lab.tasks import ImageSets, load_image_sets
 from celo2_harness.lab.tasks.text import default_text, read_text
 from celo2_harness.lab.training.locks import lock_folder
 from celo2_harness.lab.training.provenance import provenance

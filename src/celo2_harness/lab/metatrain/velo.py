@@ -1,5 +1,6 @@
 """VeLO under meta-training: all leaves, the unroll's own length, the training loss, and no step size."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -54,4 +55,4 @@ def apply_velo(
 
 
 def _whole(views: Views) -> list[MatrixView]:
-    return [view._replace(whole=True) for view in views if view is not None]
+    return [dataclasses.replace(view, whole=True) for view in views if view is not None]

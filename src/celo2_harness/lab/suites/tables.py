@@ -176,8 +176,8 @@ def _notes(results: TaskResults, baseline: Row | None, reference: Row | None) ->
     notes = ["± after the final loss: standard deviation over seeds."]
     if reference:
         notes.append(
-            f"Differences to {reference.name}: mean ± standard error over common seeds; lower or higher where Student's "
-            f"{CONFIDENCE:.0%} interval leaves zero out, otherwise open."
+            f"Differences to {reference.name}: mean ± standard error over common seeds; lower or higher where "
+            f"Student's {CONFIDENCE:.0%} interval leaves zero out, otherwise open."
         )
         seeds = [d.seeds for row in results.rows if (d := paired_difference(row.finals, reference.finals))]
         if seeds and min(seeds) < WEAK_BELOW:

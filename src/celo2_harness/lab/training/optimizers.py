@@ -71,12 +71,14 @@ def preset_spec(
         loaded = harness.preset_weights(recipe, weights)
         arguments = {**shared, "weights": loaded, "sharding": sharding, **options}
         tx = harness.build(preset, rate, **arguments)
-        course = rate if recipe.own_course else scaled(rate, SCHEDULES[schedule](total_steps, warmup))
+        learning_rates = rate if recipe.own_course else scaled(rate, SCHEDULES[schedule](total_steps, warmup))
     settings = {"preset": preset, "learning_rate": float(rate), **shared}
     if loaded is not None:
         settings |= {"weights": _weights_name(weights or recipe.weights), "weights_sha256": weights_digest(loaded)}
     settings |= {"options": options} if options else {}
-    return OptimizerSpec(name or preset, tx, course if callable(course) else lambda step: course, settings)
+    return OptimizerSpec(
+        name or preset, tx, learning_rates if callable(learning_rates) else lambda step: rate, settings
+    )
 
 
 def weights_digest(weights: Any) -> str:

@@ -1,4 +1,4 @@
-"""Kinds of image sources: the area mean, IDX files, data sets of the datasets library, and files made from them."""
+"""8x8 image sets: the area mean, npz and IDX files, files made from them, and what is refused."""
 
 import gzip
 import struct
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celo2_harness.lab.tasks.images import DataError, find_sets, load_image_sets, prepare_image_sets, shrink
+from celo2_harness.lab.tasks import DataError, find_sets, load_image_sets, prepare_image_sets, shrink
 
 RNG = np.random.default_rng(0)
 LARGE = RNG.integers(0, 256, (30, 28, 28), dtype=np.uint8)
@@ -34,6 +34,74 @@ def test_shrink_leaves_8x8_and_refuses_smaller():
         shrink(LARGE.astype(float), "x")
 
 
+def arrays(count=5, value=0):
+    images = np.full((count, 8, 8), value, np.uint8)
+    return {"train_images": images, "train_labels": np.arange(count) % 10}
+
+
+def save(folder, name, **content):
+    np.savez(folder / f"{name}_8x8.npz", **content)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path, "black", **arrays(5, 0))
+    save(tmp_path, "white", **arrays(3, 255))
+    return tmp_path
+
+
+def test_sets_lie_side_by_side(folder):
+    sets, names = load_image_sets(folder)
+    assert names == ("black", "white")
+    assert sets.starts.tolist() == [0, 5] and sets.sizes.tolist() == [5, 3]
+    assert sets.images.shape == (8, 64) and sets.images.dtype == np.uint8
+    assert sets.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+
+
+def test_names_choose_sets_in_their_order(folder):
+    sets, names = load_image_sets(folder, ["white", "black"])
+    assert names == ("white", "black") and sets.starts.tolist() == [0, 3]
+    with pytest.raises(DataError, match=r"found sets \['black', 'white'\], missing \['grey'\]"):
+        load_image_sets(folder, ["grey"])
+
+
+def test_digits():
+    pytest.importorskip("sklearn")
+    sets, names = load_image_sets("digits")
+    assert names == ("digits",) and sets.images.shape == (1797, 64)
+    assert int(sets.images.max()) == 255 and set(sets.labels.tolist()) == set(range(10))
+
+
+FAULTS = {
+    "flat": ({"train_images": np.zeros((5, 64), np.uint8)}, "expected uint8"),
+    "too small": ({"train_images": np.zeros((5, 7, 8), np.uint8)}, "expected uint8"),
+    "floats": ({"train_images": np.zeros((5, 8, 8))}, "train_images is float64"),
+    "empty": ({"train_images": np.zeros((0, 8, 8), np.uint8), "train_labels": np.zeros(0, int)}, "train_images is"),
+    "label too large": ({"train_labels": np.full(5, 10)}, "integers from 0 to 9"),
+    "negative label": ({"train_labels": np.full(5, -1)}, "integers from 0 to 9"),
+    "fractional labels": ({"train_labels": np.zeros(5)}, "integers from 0 to 9"),
+    "too few labels": ({"train_labels": np.zeros(4, int)}, r"train_labels has shape \(4,\), expected \(5,\)"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_unfit_arrays_are_named(name, tmp_path):
+    change, message = FAULTS[name]
+    save(tmp_path, "bad", **arrays() | change)
+    with pytest.raises(DataError, match=f"bad.*{message}"):
+        load_image_sets(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 and no more", None])
+def test_corrupt_files_are_named(content, tmp_path):
+    if content is None:
+        save(tmp_path, "bad", other=np.zeros(3))
+    else:
+        (tmp_path / "bad_8x8.npz").write_bytes(content)
+    with pytest.raises(DataError, match="bad_8x8.npz: cannot be read as an image set"):
+        load_image_sets(tmp_path)
+
+
 def idx(array):
     """The bytes of an IDX file, written by hand."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
@@ -48,16 +116,14 @@ def write_idx(folder, images=LARGE, labels=LABELS, part="train", zipped=True, pr
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_idx_folder_and_file(tmp_path, zipped):
+def test_idx_folder(tmp_path, zipped):
     folder = write_idx(tmp_path / "letters", zipped=zipped)
     write_idx(folder, LARGE[:3], LABELS[:3], "t10k", zipped)
-    file = next(folder.glob("train-images*"))
-    for source in (folder, file):
-        sets, names = load_image_sets(source)
-        assert names == ("letters",) and sets.labels.tolist() == LABELS.tolist()
-        np.testing.assert_array_equal(sets.images, shrink(LARGE, "x").reshape(-1, 64))
-    test = find_sets(folder)["letters"]("test")
-    assert test is not None and len(test.labels) == 3
+    sets, names = load_image_sets(folder)
+    assert names == ("letters",) and sets.labels.tolist() == LABELS.tolist()
+    np.testing.assert_array_equal(sets.images, shrink(LARGE, "x").reshape(-1, 64))
+    _, labels = find_sets(folder)["letters"]()["test"]
+    assert len(labels) == 3
 
 
 def test_idx_prefixes_are_sets(tmp_path):
@@ -86,7 +152,6 @@ IDX_FAULTS = {
         "labels must be integers from 0 to 9; 3 of 30 are not, the first is 10 at 9",
     ),
     "other count": ("train-labels", lambda b: idx(LABELS[1:]), r"labels has shape \(29,\), expected \(30,\)"),
-    "too small": ("train-images", lambda b: idx(LARGE[:, :7, :7].copy()), r"images is uint8 \(30, 7, 7\)"),
 }
 
 
@@ -105,9 +170,6 @@ def test_idx_without_labels(tmp_path):
     next(folder.glob("train-labels*")).unlink()
     with pytest.raises(DataError, match="set/train-labels-idx1-ubyte: no labels for train-images-idx3-ubyte.gz"):
         load_image_sets(folder)
-    (tmp_path / "other").write_bytes(idx(LARGE))
-    with pytest.raises(DataError, match="other: the labels of an IDX file are looked for"):
-        load_image_sets(tmp_path / "other")
 
 
 def test_prepared_files_are_the_same_sets(tmp_path):
@@ -140,82 +202,8 @@ def test_fashion_mnist_agrees_with_the_reference(shared, tmp_path):
             np.testing.assert_array_equal(got[name], wanted[name])
 
 
-def test_hub_names():
-    assert list(find_sets("hf://ylecun/mnist")) == list(find_sets("hf://mnist")) == ["mnist"]
-    assert list(find_sets("hf://svhn")) == list(find_sets("hf://owner/svhn/cropped_digits")) == ["svhn"]
-    with pytest.raises(DataError, match="data = 'hf://imagenet': expected hf://owner/name, .* one of mnist, fashion"):
-        find_sets("hf://imagenet")
-
-
-def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'celo2-harness\[hf\]'"):
-        load_image_sets("hf://mnist")
-    (tmp_path / "state.json").touch()
-    with pytest.raises(ImportError, match="celo2-harness"):
-        prepare_image_sets(str(tmp_path), tmp_path / "out")
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    # The library writes caches where these say, and asks the network where it may.
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return pytest.importorskip("datasets")
-
-
-def saved(datasets, folder, images, labels, *, classes=True, column="img"):
-    features = datasets.Features(
-        {column: datasets.Image(), "label": datasets.ClassLabel(num_classes=10) if classes else datasets.Value("int64")}
-    )
-    part = datasets.Dataset.from_dict({column: images, "label": labels}, features=features)
-    datasets.DatasetDict({"train": part, "test": part.select(range(2))}).save_to_disk(str(folder))
-    return folder
-
-
-# Slow, because a plain test installation has no such library.
-@pytest.mark.slow
-def test_saved_data_set(datasets, tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    colour = RNG.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
-    labels = [0, 9, 3, 4, 5, 1]
-    folder = saved(datasets, tmp_path / "pictures", [image.fromarray(x) for x in colour], labels)
-    sets, names = load_image_sets(folder)
-    assert names == ("pictures",) and sets.labels.tolist() == labels
-    # ITU-R 601 luma in 16-bit fixed point, as Pillow defines it, then means over 4x4 blocks rounded half up.
-    grey = (colour @ np.array([19595, 38470, 7471]) + 0x8000) >> 16
-    wanted = (grey.reshape(6, 8, 4, 8, 4).sum(axis=(2, 4)) + 8) // 16
-    np.testing.assert_array_equal(sets.images, wanted.reshape(6, 64))
-    (file,) = prepare_image_sets(str(folder), tmp_path / "out")
-    with np.load(file) as content:
-        assert file.name == "pictures_8x8.npz" and content["test_labels"].tolist() == labels[:2]
-
-
-@pytest.mark.slow
-def test_saved_data_set_of_arrays_without_parts(datasets, tmp_path):
-    features = datasets.Features({"x": datasets.Array2D((28, 28), "uint8"), "label": datasets.Value("int64")})
-    content = {"x": list(LARGE), "label": LABELS.tolist()}
-    datasets.Dataset.from_dict(content, features=features).save_to_disk(str(tmp_path / "arrays"))
-    sets, _ = load_image_sets(tmp_path / "arrays")
-    np.testing.assert_array_equal(sets.images, shrink(LARGE, "x").reshape(-1, 64))
-    assert find_sets(tmp_path / "arrays")["arrays"]("test") is None
-
-
-@pytest.mark.slow
-def test_saved_data_set_faults(datasets, tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    pictures = [image.fromarray(x) for x in LARGE[:3]]
-    folder = saved(datasets, tmp_path / "labels", pictures, [0, 12, 3], classes=False)
-    with pytest.raises(DataError, match="labels: train, column 'label' must be integers from 0 to 9; .* 12 at 1"):
-        load_image_sets(folder)
-    folder = saved(datasets, tmp_path / "small", [pictures[0], image.fromarray(LARGE[0, :5, :5])], [0, 1])
-    with pytest.raises(DataError, match=r"small: train, column 'img' \[1\] is uint8 \(1, 5, 5\)"):
-        load_image_sets(folder)
-    (tmp_path / "small" / "dataset_dict.json").write_text("{")
-    with pytest.raises(DataError, match="small: cannot be read as a saved data set"):
-        load_image_sets(folder)
-    datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "text"))
-    with pytest.raises(DataError, match=r"expected one column of images .* there are text \(Value\), label \(Value\)"):
-        load_image_sets(tmp_path / "text")
+def test_no_folder(tmp_path):
+    with pytest.raises(DataError, match="no such folder or file. Expected one of: 'digits'; a folder with files NAME"):
+        load_image_sets(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="it holds none of these"):
+        load_image_sets(tmp_path)

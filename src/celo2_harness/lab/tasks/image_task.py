@@ -1,11 +1,11 @@
 """The image tasks: a model, images, and what is asked of them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,15 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 from celo2_harness._types import Params
-from celo2_harness.lab.tasks.vision.autoencoder import AUTOENCODERS
-from celo2_harness.lab.tasks.vision.conv import CONV_NETS
-from celo2_harness.lab.tasks.vision.data import VALIDATION_IMAGES, ImageBatch, ImageData, ImageFormat
-from celo2_harness.lab.tasks.vision.formats import FORMATS
-from celo2_harness.lab.tasks.vision.mlp import IMAGE_MLPS
-from celo2_harness.lab.tasks.vision.sources import load_images
-from celo2_harness.lab.tasks.vision.vit import VITS
-
-
-@runtime_checkable
-class ImageModel(Protocol):
-    """The configuration of a model on images: a frozen dataclass that builds it."""
-
-    def build(self, form: ImageFormat, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns a new model, from standardised images to logits."""
-        ...
+from celo2_harness.lab.tasks.image_models import IMAGE_MODELS, ImageModel
+from celo2_harness.lab.tasks.images import (
+    FORMATS,
+    VALIDATION_IMAGES,
+    ImageArrays,
+    ImageBatch,
+    ImageFormat,
+    load_images,
+)
 
 
 class Objective(NamedTuple):
@@ -37,7 +30,7 @@ class Objective(NamedTuple):
 
     Attributes:
         loss: (logits, images as stored, labels) -> the mean loss.
-        unit: What it is counted in.
+        unit: The unit of the loss, for example "nats per image".
     """
 
     loss: Callable[[Array, Array, Array], Float32[Array, ""]]
@@ -72,8 +65,8 @@ class ImageTask:
         model: The configuration of the model.
         form: What the images look like.
         data: The images.
-        batch_size: Images per training batch.
-        objective: Out of `OBJECTIVES`.
+        batch_size: The number of images in a training batch.
+        objective: The name of an objective in `OBJECTIVES`.
 
     >>> from celo2_harness.lab.tasks import make_task
     >>> task = make_task("image_mlp", "digits", batch=3)
@@ -83,7 +76,7 @@ class ImageTask:
 
     model: ImageModel
     form: ImageFormat
-    data: ImageData
+    data: ImageArrays
     batch_size: int
     objective: str = "classification"
 
@@ -95,12 +88,12 @@ class ImageTask:
 
     @property
     def tokens_per_batch(self) -> int:
-        """How many images one batch holds."""
+        """The number of images in a training batch."""
         return self.batch_size
 
     @property
     def unit(self) -> str:
-        """Of the loss."""
+        """The unit of the loss, "nats per image" or "nats per pixel"."""
         return OBJECTIVES[self.objective].unit
 
     def describe(self) -> dict[str, Any]:
@@ -144,50 +137,23 @@ def _init(model: ImageModel, form: ImageFormat, key: jax.Array) -> Params:
     return nnx.state(model.build(form, nnx.Rngs(params=key)), nnx.Param)
 
 
-class ImageSize(NamedTuple):
-    """A size of an image task.
-
-    Attributes:
-        model: The model.
-        form: The images it takes, by name.
-    """
-
-    model: ImageModel
-    form: str
-
-
-def _sizes(models: Mapping[str, ImageModel]) -> dict[str, ImageSize]:
-    # A size goes by the name of its images, "fashion-deep" too, except where a model has a name of its own.
-    named = {"vit-s16": "imagenet"}
-    return {size: ImageSize(model, named.get(size, size.partition("-")[0])) for size, model in models.items()}
-
-
-_MODELS = {
-    "image_mlp": _sizes(IMAGE_MLPS),
-    "vit": _sizes(VITS),
-    "conv": _sizes(CONV_NETS),
-    "autoencoder": _sizes(AUTOENCODERS),
-}
-
-
 def make_image_task(kind: str, size: str, data: Path | None, batch: int) -> ImageTask:
     """Returns an image task.
 
     Args:
         kind: "image_mlp", "vit", "conv" or "autoencoder".
-        size: The name of the model and of the images it takes.
-        data: See `load_images`; None for scikit-learn's digits.
-        batch: Images per batch.
+        size: The name of the images that the model takes, "digits" or "fashion".
+        data: The images, see `load_images`; None for scikit-learn's digits.
+        batch: The number of images in a training batch.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: if there is no such size, or the data cannot be used or have another format.
+        ValueError: If there is no such size, or the data cannot be used or have another format.
     """
-    sizes = _MODELS[kind]
+    sizes = IMAGE_MODELS[kind]
     if size not in sizes:
         raise ValueError(f"size = {size!r}: {kind} comes as {', '.join(sizes)}")
-    model, name = sizes[size]
     objective = "reconstruction" if kind == "autoencoder" else "classification"
-    return ImageTask(model, FORMATS[name], load_images(data, FORMATS[name]), batch, objective)
+    return ImageTask(sizes[size], FORMATS[size], load_images(data, FORMATS[size]), batch, objective)
