@@ -107,11 +107,9 @@ def train_case() -> Case:
         return ["train", "--out", str(out), *(["--resume"] if begun else new)]
 
     def result(out: Path) -> Any:
-        import orbax.checkpoint as ocp
+        from celo2_harness.lab.training.checkpoints import read_checkpoint
 
-        state = out.absolute() / "checkpoints" / str(newest_step(out / "checkpoints")) / "state"
-        with ocp.StandardCheckpointer() as checkpointer:
-            leaves = checkpointer.restore(state)
+        leaves = read_checkpoint(max((out / "checkpoints").glob("*.checkpoint")))[1]
         header, *lines = read_json_lines(out / "metrics.jsonl")
         return [header["settings"], lines, digest([leaves[name] for name in sorted(leaves)])]
 
@@ -148,8 +146,8 @@ CASES = {"train": train_case, "metatrain": metatrain_case, "evaluate": evaluate_
 
 
 def newest_step(checkpoints: Path) -> int:
-    """Of the complete checkpoints that Orbax has written."""
-    return max((int(path.parent.name) for path in checkpoints.glob("*/celo2-files.json")), default=-1)
+    """The step of the newest checkpoint."""
+    return max((int(path.stem) for path in checkpoints.glob("*.checkpoint")), default=-1)
 
 
 def digest(arrays: list[Any]) -> str:
@@ -159,8 +157,7 @@ def digest(arrays: list[Any]) -> str:
 
 def is_writing(out: Path) -> bool:
     """Whether the death of a process has left a file or a checkpoint half done."""
-    steps = [path for path in out.rglob("checkpoints/*") if path.is_dir()]
-    return any(out.rglob("*.partial")) or any(not (path / "celo2-files.json").exists() for path in steps)
+    return any(out.rglob("*.partial"))
 
 
 class Process:
@@ -263,8 +260,6 @@ def kill_runs(command: str, data: Path, kills: int, seconds: float, rng: random.
     from celo2_harness.lab.cli.main import COMMANDS, main
 
     importlib.import_module(COMMANDS[command].module)
-    if command != "metatrain":
-        importlib.import_module("orbax.checkpoint")
     importlib.import_module("matplotlib.pyplot")
     case = CASES[command]()
 

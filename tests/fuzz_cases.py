@@ -27,16 +27,16 @@ from hypothesis import strategies as st
 
 import celo2_harness as c2
 from celo2_harness import harness
-from celo2_harness.lab.cli._optimizers import make_contender
 from celo2_harness.lab.cli.main import main
-from celo2_harness.lab.cli.report import sections_of
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.metatrain import RunError, checkpoints, load_portable, read_evaluations, saved_run
 from celo2_harness.lab.metatrain.outer import init_metatrain
 from celo2_harness.lab.metatrain.run import _iteration
-from celo2_harness.lab.suites import Checkpoints, InputError, TrainResult, TrainState, load_suite, saved_options
-from celo2_harness.lab.suites.records import append_record, read_lines
-from celo2_harness.lab.suites.result_files import read_results
-from celo2_harness.lab.training.train import _read_metrics
+from celo2_harness.lab.suites import load_suite, make_spec, read_records
+from celo2_harness.lab.suites.report import report_sections
+from celo2_harness.lab.training.checkpoints import read_checkpoint, write_checkpoint
+from celo2_harness.lab.training.folder import open_run
+from celo2_harness.lab.training.train import TrainResult
 from celo2_harness.velo import load_velo_weights, save_velo_weights
 
 # ------------------------------------------------------------------------------------------------------------ mutations
@@ -307,53 +307,41 @@ def portable_structure(data: Any, folder: Path) -> str:
     return "loaded"
 
 
-@functools.cache
-def train_checkpoint_files(folder: Path) -> dict[Path, bytes]:
-    state = TrainState(3, {"w": jnp.arange(6.0).reshape(2, 3)}, (jnp.int32(3), jnp.ones(4)))
-    saved = Checkpoints(folder / "train-checkpoints")
-    saved.save(state, {"a": 1})
-    saved.close()
-    return {path: path.read_bytes() for path in (folder / "train-checkpoints").rglob("*") if path.is_file()}
-
-
 def train_checkpoint(data: Any, folder: Path) -> str:
-    """One file of a checkpoint of `celo2 train` is damaged."""
-    files = train_checkpoint_files(folder)
-    path = data.draw(st.sampled_from(sorted(files)))
-    state = TrainState(3, {"w": jnp.zeros((2, 3))}, (jnp.int32(0), jnp.zeros(4)))
-    path.write_bytes(data.draw(mutations(files[path])))
-    saved = Checkpoints(folder / "train-checkpoints")
+    """A checkpoint of a run is damaged."""
+    path = folder / "a.checkpoint"
+    write_checkpoint(path, {"w": jnp.arange(6.0)}, {"settings": {"a": 1}})
+    content = path.read_bytes()
+    path.write_bytes(data.draw(mutations(content)))
     try:
-        got = saved.restore(3, state, {"a": 1})
+        facts, arrays = read_checkpoint(path)
     except InputError as error:
         assert "cannot be read" in str(error)
         return "refused"
-    finally:
-        saved.close()
-        path.write_bytes(files[path])
-    assert_same(got.params, {"w": np.arange(6.0).reshape(2, 3)})
+    assert path.read_bytes() == content and facts == {"settings": {"a": 1}} and len(arrays) == 1
     return "harmless"
 
 
 RECORD = {
     "name": "adamw",
-    "learning_rate": 0.1,
-    "seed": 0,
     "status": "finished",
-    "validation_loss": 1.0,
     "validation": [[0, 2.0], [4, 1.0]],
-    "settings": {"optimizer": {"preset": "adamw"}, "run": {"steps": 4, "seed": 0, "eval_every": 2}, "batch": 2},
+    "settings": {
+        "optimizer": {"preset": "adamw", "learning_rate": 0.1},
+        "run": {"steps": 4, "seed": 0, "eval_every": 2},
+        "batch": 2,
+    },
 }
 PLAYED = {"environment": {"game": "catch"}, "ppo": {}, "optimizer": {"preset": "adamw", "learning_rate": 0.01}}
 LINES = {
     "metrics of reinforce": [
         {"kind": "header", "settings": PLAYED | {"run": {"steps": 90, "seed": 0}}, "options": {}, "device": "cpu"},
         {"kind": "episode", "step": 9, "return": 1.0, "length": 9, "seconds": 0.1},
-        {"kind": "update", "step": 10, "loss": 2.0, "seconds": 0.1},
+        {"kind": "progress", "step": 10, "loss": 2.0, "seconds": 0.1},
     ],
     "metrics of train": [
         {"kind": "header", "settings": {"a": 1}, "options": {"steps": 4}},
-        {"kind": "train", "step": 1, "loss": 2.0, "seconds": 0.1},
+        {"kind": "progress", "step": 1, "loss": 2.0, "seconds": 0.1},
         {"kind": "end", "step": 4, "status": "finished", "seconds": 0.2},
     ],
     "metrics of metatrain": [
@@ -364,10 +352,7 @@ LINES = {
         RECORD,
         RECORD | {"seed": 1, "settings": RECORD["settings"] | {"batch": 3}},
         {
-            "kind": "returns",
             "name": "adamw",
-            "learning_rate": 0.01,
-            "seed": 0,
             "status": "unfinished",
             "reached": 20,
             "episode_steps": [9, 18],
@@ -397,18 +382,16 @@ def json_lines(data: Any, folder: Path) -> str:
     path.write_bytes(content)
     try:
         if kind == "metrics of train":
-            assert isinstance(saved_options(folder), dict)
-            assert all(isinstance(line["step"], int) for line in _read_metrics(path)[1:])
+            with open_run(folder, {"a": 1}, resume=True) as run:
+                assert all(isinstance(line["step"], int) for line in run.lines)
         elif kind == "metrics of metatrain":
             assert saved_run(folder).config.hidden >= 1
             for line in path.read_text(errors="replace").splitlines():
                 assert _iteration(line) >= 0 or isinstance(_iteration(line), int)
         elif kind == "runs":
-            sections_of(read_results([path]), None)
-            append_record(path, RECORD)
-            assert read_lines(path)[-1] == RECORD
+            report_sections(read_records([path]))
         elif kind == "metrics of reinforce":
-            sections_of(read_results([folder]), None)
+            report_sections(read_records([folder]))
         else:
             read_evaluations(folder)
     except (InputError, RunError) as error:
@@ -466,7 +449,7 @@ def suite_file(data: Any, folder: Path) -> str:
         suite = load_suite(path)
         for optimizer in suite.optimizers:
             if optimizer.kind != "make":  # which imports what it is told
-                make_contender(suite, optimizer, optimizer.learning_rates[0], optimizer.weight_decays[0], 12)
+                make_spec(suite, optimizer, optimizer.learning_rates[0], optimizer.weight_decays[0], 12)
     except InputError as error:
         assert "\n" not in str(error)
         return "refused"
@@ -525,7 +508,7 @@ def command_line(data: Any, folder: Path) -> str:
         "celo2_harness.lab.cli.train.train": lambda *a, **k: TrainResult("interrupted", 1, 1.0, folder),
         "celo2_harness.lab.cli.metatrain.run_metatrain": lambda *a, **k: None,
         "celo2_harness.lab.cli.metatrain._draw": lambda config: None,
-        "celo2_harness.lab.cli.evaluate.run_suite": lambda *a, **k: False,
+        "celo2_harness.lab.cli._suites.run_suite": lambda *a, **k: None,
     }
     with contextlib.ExitStack() as stack:
         for name, function in never.items():

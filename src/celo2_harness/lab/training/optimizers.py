@@ -33,12 +33,12 @@ class OptimizerSpec(NamedTuple):
 
 def preset_spec(
     preset: str,
-    learning_rate: float | None = None,
+    learning_rate: float | int | None = None,
     *,
     total_steps: int,
-    weight_decay: float = 0.0,
+    weight_decay: float | int = 0.0,
     schedule: str = "warmup_cosine",
-    warmup: float = 0.05,
+    warmup: float | int = 0.05,
     weights: Any = None,
     name: str | None = None,
     sharding: Any = None,
@@ -76,9 +76,8 @@ def preset_spec(
     if loaded is not None:
         settings |= {"weights": _weights_name(weights or recipe.weights), "weights_sha256": weights_digest(loaded)}
     settings |= {"options": options} if options else {}
-    return OptimizerSpec(
-        name or preset, tx, learning_rates if callable(learning_rates) else lambda step: rate, settings
-    )
+    constant = lambda step: rate
+    return OptimizerSpec(name or preset, tx, learning_rates if callable(learning_rates) else constant, settings)
 
 
 def weights_digest(weights: Any) -> str:

@@ -124,7 +124,7 @@ def train(
         plot_run(run.lines, folder / CURVE, title)
         losses = [line["validation_loss"] for line in run.lines if "validation_loss" in line]
         last = losses[-1] if losses and losses[-1] is not None else math.nan
-        return TrainResult(status, run.lines[-1]["step"] if run.lines else 0, last, folder / CURVE)
+        return TrainResult(status, run.step, last, folder / CURVE)
 
 
 def follow_training(
