@@ -11,7 +11,6 @@ import optax
 
 from celo2_harness import harness
 from celo2_harness.lab.errors import input_errors
-from celo2_harness.schedules import SCHEDULES, scaled
 
 
 class OptimizerSpec(NamedTuple):
@@ -64,20 +63,27 @@ def preset_spec(
     Raises:
         InputError: If `harness.build` refuses an argument.
     """
+    shared = {"total_steps": total_steps, "schedule": schedule, "warmup": warmup}
     with input_errors():
         recipe = harness.find_preset(preset)
         rate = recipe.learning_rate if learning_rate is None else learning_rate
-        shared = {"total_steps": total_steps, "weight_decay": weight_decay, "schedule": schedule, "warmup": warmup}
+        # One schedule: it is handed to the optimizer, and written down.
+        learning_rates = harness.learning_rate_schedule(recipe, rate, **shared)
         loaded = harness.preset_weights(recipe, weights)
-        arguments = {**shared, "weights": loaded, "sharding": sharding, **options}
-        tx = harness.build(preset, rate, **arguments)
-        learning_rates = rate if recipe.own_course else scaled(rate, SCHEDULES[schedule](total_steps, warmup))
-    settings = {"preset": preset, "learning_rate": float(rate), **shared}
+        tx = harness.build(
+            recipe,
+            learning_rates,
+            total_steps,
+            weight_decay=weight_decay,
+            weights=loaded,
+            sharding=sharding,
+            **options,
+        )
+    settings = {"preset": preset, "learning_rate": float(rate), "weight_decay": weight_decay, **shared}
     if loaded is not None:
         settings |= {"weights": _weights_name(weights or recipe.weights), "weights_sha256": weights_digest(loaded)}
     settings |= {"options": options} if options else {}
-    constant = lambda step: rate
-    return OptimizerSpec(name or preset, tx, learning_rates if callable(learning_rates) else constant, settings)
+    return OptimizerSpec(name or preset, tx, learning_rates, settings)
 
 
 def weights_digest(weights: Any) -> str:
