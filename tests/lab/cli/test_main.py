@@ -103,7 +103,7 @@ def test_the_command_line_answers_as_build_and_describe(folder, capsys, change):
     assert main(["train", *preset, *words, "--out", str(folder / "out")]) == 2
     assert capsys.readouterr().err == f"celo2: error: {' '.join(str(refused.value).split())}\n"
     assert not (folder / "out").exists()
-    if name in ("preset", "weights"):
+    if name in ("preset", "weights", "weight_decay"):
         assert main(["describe", *preset, *words]) == 2
         assert capsys.readouterr().err == f"celo2: error: {' '.join(str(refused.value).split())}\n"
 

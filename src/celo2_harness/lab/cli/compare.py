@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from celo2_harness import harness
 from celo2_harness.lab.cli._suites import show_suite
 from celo2_harness.lab.cli.report import print_tables
 from celo2_harness.lab.errors import InputError, input_errors
@@ -17,6 +16,7 @@ from celo2_harness.lab.suites.tables import comparison_table
 from celo2_harness.lab.tasks import make_language_model
 from celo2_harness.lab.training.display import Display
 from celo2_harness.lab.training.interrupt import StopSignals
+from celo2_harness.presets import find_preset
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def run(config: Config) -> int:
 
 def _suite(config: Config) -> Suite:
     """The suite with one task that the options ask for."""
-    presets = {name: harness.find_preset(name) for name in config.preset}
+    presets = {name: find_preset(name) for name in config.preset}
     learned = [name for name, preset in presets.items() if preset.learned]
     if config.weights is not None and not learned:
         raise InputError(f"weights = {config.weights!r}: none of the presets has a learned rule; leave it out")

@@ -139,7 +139,7 @@ def plot_maps(results: TaskResults, path: Path, title: str) -> bool:
     lines = -(-len(maps) // columns)
     widest, tallest = max(len(m[1]) for m in maps), max(len(m[2]) for m in maps)
     size = (columns * (0.62 * widest + 1.1) + 1, lines * (0.42 * tallest + 1.2) + 0.5)
-    figure = new_figure(max(size[0], 6), max(size[1], 3))
+    figure = new_figure(max(size[0], 6.0), max(size[1], 3.0))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     grid = figure.subplots(lines, columns, squeeze=False)
     image: Any = None

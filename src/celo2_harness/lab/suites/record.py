@@ -107,7 +107,7 @@ class Record:
     @property
     def learning_rate(self) -> float:
         """The peak learning rate."""
-        return self.settings["optimizer"]["learning_rate"]
+        return float(self.settings["optimizer"]["learning_rate"])
 
     @property
     def weight_decay(self) -> float | None:

@@ -253,7 +253,7 @@ def _fill(record: Any, name: str, default: Any) -> None:
         object.__setattr__(record, name, default)
 
 
-def _check_at_least(least: int, **values: float) -> None:
+def _check_at_least(least: int, **values: float | int) -> None:
     for name, value in values.items():
         if not least <= value < 2**31:
             raise InputError(f"{name} = {value}: expected at least {least}")

@@ -11,6 +11,7 @@ import optax
 
 from celo2_harness import harness
 from celo2_harness.lab.errors import input_errors
+from celo2_harness.presets import find_preset, preset_weights
 
 
 class OptimizerSpec(NamedTuple):
@@ -65,11 +66,11 @@ def preset_spec(
     """
     shared = {"total_steps": total_steps, "schedule": schedule, "warmup": warmup}
     with input_errors():
-        recipe = harness.find_preset(preset)
+        recipe = find_preset(preset)
         rate = recipe.learning_rate if learning_rate is None else learning_rate
         # One schedule: it is handed to the optimizer, and written down.
         learning_rates = harness.learning_rate_schedule(recipe, rate, **shared)
-        loaded = harness.preset_weights(recipe, weights)
+        loaded = preset_weights(recipe, weights)
         tx = harness.build(
             recipe,
             learning_rates,
