@@ -99,22 +99,6 @@ def test_blocks(installed):
         c2.make_block("sign")
 
 
-def test_routing_rules_apply_only_where_they_are_named(installed):
-    plain, named = c2.route(PARAMS), c2.route(PARAMS, ["mixers"])
-    assert plain["mixer_0"]["table"].label == "other" and not plain["mixer_0"]["table"].rule
-    found = named["mixer_0"]["table"]
-    assert found.label == "hidden" and found.view.reduction_axis == (2,) and "mixer" in found.rule
-    assert named["layer"] == plain["layer"]
-    first = c2.label_params(PARAMS, [("mixer", "frozen"), "mixers"])
-    assert first["mixer_0"]["table"] == "frozen"
-    shapes = {x.shape for x in jax.tree.leaves(jax.eval_shape(harness.build("muon", rules=["mixers"]).init, PARAMS))}
-    assert (2, 3, 5) in shapes
-    with pytest.raises(ValueError, match=r"rules\[0\] is 'mixer', .*by name: 'mixers'"):
-        harness.build(rules=["mixer"])
-    with pytest.raises(ValueError, match=r"write rules=\['mixers'\]"):
-        c2.label_params(PARAMS, "mixers")
-
-
 def test_tasks(installed):
     task = tasks.make_task("valley", "narrow", batch=2)
     assert isinstance(task, tasks.Task) and task.describe()["steepness"] == 30.0
@@ -193,13 +177,6 @@ def test_importing_the_package_looks_at_no_plug_in(site):
     program = "import sys, celo2_harness as c2; c2.harness.build('adamw'); assert 'faulty' not in sys.modules"
     environment = {"PYTHONPATH": f"{site}:{Path(c2.__file__).parents[1]}", "PATH": "", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=environment)
-
-
-@pytest.mark.parametrize("value", ["{'layer': 'hidden'}", "['mixers']", "[('(', 'hidden')]", "[('w', 'hiden')]"])
-def test_rules_of_a_package_are_checked(value, site):
-    add_package(site, "rulebook", "[celo2_harness.routing_rules]\nbook = rulebook:RULES\n", f"RULES = {value}")
-    with pytest.raises(ValueError, match="plug-in 'book' is broken: .*rulebook:RULES of rulebook"):
-        c2.label_params(PARAMS, ["book"])
 
 
 def test_weights_of_a_package_are_checked(site):

@@ -135,7 +135,6 @@ def build(
     loaded = preset_weights(recipe, weights)
     state_dtype = resolve_state_dtype(state_dtype)
     kernel = resolve_kernel(kernel)
-    rules = routing.expand_rules(rules)
 
     def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
         own = (*rules, *routing.rules_of_dimension_numbers(weight_dimension_numbers, tree))
