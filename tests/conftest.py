@@ -31,6 +31,15 @@ def key(seed):
     return jax.random.key(seed)
 
 
+@pytest.fixture
+def quick_compilation():
+    """Examples run a step or two, so compiling well costs more than it saves."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Reference material that is not part of the repository, beside the checkout or where CELO2_SHARED says."""

@@ -19,7 +19,7 @@ from celo2_harness import harness, plugins
 from celo2_harness.lab import suites as evaluate
 from celo2_harness.lab import tasks
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guide" / "extending.md"
 PARAMS = {"mixer_0": {"table": jnp.ones((2, 3, 5))}, "layer": {"kernel": jnp.ones((4, 6)), "bias": jnp.zeros(6)}}
 
 

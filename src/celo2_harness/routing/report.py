@@ -1,7 +1,7 @@
 """The printed table of a routing: one line a leaf, totals per label and overall."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from celo2_harness.routing.leaves import size
 from celo2_harness.routing.routes import Route
@@ -25,8 +25,8 @@ class ReportRow(NamedTuple):
 
     route: Route
     optimizer: str
-    learning_rate_factor: float
-    weight_decay: float
+    learning_rate_factor: Any
+    weight_decay: Any
     parameters: int
     state_bytes: int
 
@@ -102,12 +102,16 @@ def _cells(row: ReportRow) -> tuple[str, ...]:
         format_view(found.view),
         found.label,
         row.optimizer,
-        f"{row.learning_rate_factor:g}",
-        f"{row.weight_decay:g}",
+        _number(row.learning_rate_factor),
+        _number(row.weight_decay),
         f"{row.parameters:,}",
         f"{row.state_bytes:,}",
         found.rule or "no rule matched",
     )
+
+
+def _number(x: Any) -> str:
+    return "schedule" if callable(x) else f"{float(x):g}"
 
 
 def _total(name: str, rows: Sequence[ReportRow]) -> tuple[str, ...]:

@@ -221,7 +221,7 @@ def test_shell_examples_of_the_page(data, tmp_path, monkeypatch):
     """Every command in a block of the page on meta-training does its work at a small size, in the order of the page."""
     root = Path(__file__).parents[3]
     blocks = re.findall(
-        r"^```sh\n(.*?)^```", (root / "docs" / "meta-training.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```sh\n(.*?)^```", (root / "docs" / "research" / "meta-training.md").read_text(), re.MULTILINE | re.DOTALL
     )
     commands = [line for block in blocks for line in block.splitlines()]
     assert set(NOT_RUN) <= set(commands)

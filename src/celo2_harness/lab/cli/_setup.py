@@ -49,7 +49,7 @@ def default_learning_rate(preset: str) -> float:
 
 def course(preset: str, schedule: str, steps: int, warmup: float) -> Callable[[int], Any]:
     """Returns what a learning rate is multiplied by at each step: one throughout for rules that keep their own time."""
-    return lambda step: 1.0 if harness.presets()[preset].own_course else SCHEDULES[schedule](steps, warmup)(step)
+    return lambda step: 1.0 if harness.presets()[preset].needs_num_steps else SCHEDULES[schedule](steps, warmup)(step)
 
 
 def make_optimizer(**arguments: Any) -> optax.GradientTransformation:
