@@ -27,7 +27,7 @@ def compile_rules(rules: Sequence[RuleLike]) -> list[Decide]:
         ValueError: For a rule of unknown form, a regular expression that does not compile, or an unknown label.
     """
     if isinstance(rules, str):
-        raise ValueError(f"routing: rules = {rules!r}, expected a sequence of rules: write rules=[...].")
+        raise ValueError(f"routing: rules = {rules!r}, expected a sequence of rules, such as [(regex, label)].")
     return [_compile(index, item) for index, item in enumerate(rules)]
 
 
