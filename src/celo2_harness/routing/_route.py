@@ -48,8 +48,7 @@ def route(params: PyTree, rules: Sequence[RuleLike] = (), *, strict: bool = Fals
 
     Args:
         params: a tree of parameters: dict, flax nnx State, linen FrozenDict, Haiku params, Equinox module.
-        rules: `Rule`s, tuples (regex, label) or (regex, label, view), functions (path, leaf) -> label or None, or the
-            name of an installed package's rules.
+        rules: `Rule`s, tuples (regex, label) or (regex, label, view) or functions (path, leaf) -> label or None.
         strict: refuse trees with leaves that no rule matched.
         per_head: treat each head of a (d, heads, dim) or (heads, dim, d) attention kernel as a matrix of its own.
 

@@ -19,7 +19,7 @@ from celo2_harness.velo.config import Affine
 from celo2_harness.velo.config import init_theta as init_velo_theta
 from celo2_harness.velo.weights_file import FORMAT as VELO_FORMAT
 from celo2_harness.weights import Weights, load_weights, save_weights
-from celo2_harness.weights.weights_file import read_file, restore_content
+from celo2_harness.weights.container import is_packed, read_file, restore
 
 AnyWeights = Weights | VeloWeights
 
@@ -130,6 +130,5 @@ def load_rule(path: Path) -> AnyWeights:
     Raises:
       WeightsError: as `load_weights` and `load_velo_weights`.
     """
-    content = restore_content(read_file(str(path), ""), str(path))
-    is_velo = isinstance(content, Mapping) and str(content.get("format")) == VELO_FORMAT
+    is_velo = is_packed(restore(read_file(str(path), ""), str(path)), VELO_FORMAT)
     return load_velo_weights(path) if is_velo else load_weights(path)
