@@ -1,4 +1,4 @@
-"""Scripts whose figures the documentation quotes, at small size: kills, memory over many steps, ablations, games."""
+"""Scripts whose figures the documentation quotes, at small size: memory over many steps, ablations, games."""
 
 import os
 import subprocess
@@ -65,16 +65,6 @@ def test_the_ablation_without_adamw(monkeypatch):
     updates, _ = jax.jit(tx.update)(gradients, tx.init(params), params)
     for update in jax.tree.leaves(updates):
         assert np.sqrt(np.mean(np.square(update))) == pytest.approx(1e-3, rel=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "metatrain", "evaluate"])
-def test_kills_at_random_moments(command):
-    words = [sys.executable, str(SCRIPTS / "kill.py"), command, "--kills", "3", "--minutes", "3"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"celo2 {command}: 3 kills in ")
-    assert "identical to the bit" in done.stdout
 
 
 @pytest.mark.slow

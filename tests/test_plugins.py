@@ -17,24 +17,18 @@ from celo2_harness.lab import suites as evaluate
 from celo2_harness.lab import tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "extending.md"
-PARAMS = {"mixer_0": {"table": jnp.ones((2, 3, 5))}, "layer": {"kernel": jnp.ones((4, 6)), "bias": jnp.zeros(6)}}
-
-
-def file_on_page(name):
-    """The code block that follows the file's name on the page."""
-    match = re.search(rf"`{re.escape(name)}`.*?:\n+(?:<!--.*?-->\n)?```\w+\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    assert match, name
-    return match[1]
+PARAMS = {"layer": {"kernel": jnp.ones((4, 6)), "bias": jnp.zeros(6)}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where pip has installed the package of docs/guide/extending.md, made of the code on that page."""
+    """Where pip has installed the package that the guide writes."""
     root = tmp_path_factory.mktemp("plugins")
     source = root / "source"
-    (source / "celo2_signs").mkdir(parents=True)
-    for name in ("pyproject.toml", "celo2_signs/__init__.py"):
-        (source / name).write_text(file_on_page(name))
+    source.mkdir()
+    code, _, package = PAGE.read_text().partition("## A package")
+    (source / "celo2_signs.py").write_text("\n".join(re.findall(r"^```python\n(.*?)^```", code, re.M | re.S)))
+    (source / "pyproject.toml").write_text(re.findall(r"^```toml\n(.*?)^```", package, re.M | re.S)[0])
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(root / "installed"), str(source)], check=True)
     return root / "installed"

@@ -22,7 +22,6 @@ from celo2_harness.lab.suites.plan import grids as grids
 from celo2_harness.lab.suites.plan import plan as plan
 from celo2_harness.lab.suites.plan import total_steps as total_steps
 from celo2_harness.lab.suites.plots import plot_comparison as plot_comparison
-from celo2_harness.lab.suites.plots import plot_meta_loss as plot_meta_loss
 from celo2_harness.lab.suites.plots import plot_training as plot_training
 from celo2_harness.lab.suites.return_sections import plot_returns as plot_returns
 from celo2_harness.lab.suites.returns import ReturnCurve as ReturnCurve

@@ -1,7 +1,5 @@
 """Pictures of runs, made from their records."""
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,31 +121,4 @@ def plot_comparison(
         axes.set_ylim(min(lows) - margin, max(tops) + margin)
     if axes.lines:
         add_legend(axes, outside=len(axes.lines) > 6)
-    figure.savefig(path)
-
-
-def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draws the meta-loss of every image set over a meta-training run: each line of metrics faint, their running mean.
-
-    A line averages over tasks of all ages and scales, so lines jump about; the means are over a twentieth of the run.
-
-    Args:
-        lines: The records of its metrics file after the header.
-        path: Where the PNG goes.
-        title: The heading.
-    """
-    figure, axes = new_axes(title, "outer iteration", "meta-loss (nats)")
-    iterations = [line["iteration"] for line in lines]
-    window = max(1, len(lines) // 20)
-    for index, name in enumerate(lines[0]["meta_loss"] if lines else ()):
-        losses = [line["meta_loss"][name] for line in lines]
-        color = _COLORS[index % len(_COLORS)]
-        sums = [0.0, *itertools.accumulate(losses)]
-        means = [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(losses))]
-        marker = "o" if len(lines) == 1 else None
-        axes.plot(iterations, losses, color=color, linewidth=0.8, alpha=0.3)
-        axes.plot(iterations, means, color=color, linewidth=2, marker=marker, label=f"{name}: {means[-1]:.3f}")
-    if lines:
-        axes.axhline(math.log(10), color="#666666", linewidth=1, linestyle="--", zorder=1, label="chance: ln 10")
-        axes.legend(frameon=False)
     figure.savefig(path)
