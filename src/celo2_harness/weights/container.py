@@ -120,7 +120,7 @@ def pack(kind: str, config: Any, provenance: Mapping[str, Any], theta: Mapping[s
         "provenance": json.dumps(dict(provenance)),
         "theta": theta,
     }
-    return {**content, "sha256": _digest(content)}
+    return {**content, "sha256": digest_of(content)}
 
 
 def is_packed(content: Any, kind: str) -> bool:
@@ -166,11 +166,12 @@ def check_digest(content: Mapping[str, Any], name: str) -> None:
     Raises:
         WeightsError: They have another SHA-256 than the file says.
     """
-    if not isinstance(content.get("sha256"), str) or content["sha256"] != _digest(content):
+    if not isinstance(content.get("sha256"), str) or content["sha256"] != digest_of(content):
         raise WeightsError(f"{name}: damaged: its content does not have the SHA-256 that it says. Copy the file again.")
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of configuration, provenance and numbers."""
     digest = hashlib.sha256()
 
     def add(tree: Any) -> None:

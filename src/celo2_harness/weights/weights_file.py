@@ -170,11 +170,13 @@ def _parse(data: bytes, name: str) -> Weights:
 
 def _shapes(theta: Any, config: RuleConfig, name: str) -> Theta:
     """The shapes of a theta with as many hidden units and outputs as this one."""
-    size = lambda key: np.size(theta[key]) if isinstance(theta, Mapping) and np.ndim(theta.get(key)) == 1 else None
-    hidden, outputs = size("b0"), size("b2")
-    if hidden == 0 or outputs == 0:
-        raise WeightsError(f"{name}: b0 and b2 must be vectors that are not empty.")
-    inputs, hidden, outputs = sum(channel_counts(config)), hidden or 1, outputs or 1
+    sizes = {"b0": 1, "b2": 1}  # what is missing is refused later, with all keys that are
+    for key in sizes:
+        if isinstance(theta, Mapping) and key in theta:
+            if np.ndim(theta[key]) != 1 or not np.size(theta[key]):
+                raise WeightsError(f"{name}: {key} is not an array with one axis, or it is empty.")
+            sizes[key] = np.size(theta[key])
+    inputs, hidden, outputs = sum(channel_counts(config)), sizes["b0"], sizes["b2"]
     shapes: Any = ((inputs, hidden), (hidden,), (hidden, hidden), (hidden,), (hidden, outputs), (outputs,))
     return Theta(*shapes)
 
