@@ -361,7 +361,7 @@ def _rest_terms(
     return {"rest": terms_of("rest"), **found}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable: programs hash what an optimizer closes over
 class _Plan:
     """What `build` was asked for: everything but the parameters.
 

@@ -67,9 +67,7 @@ def test_a_file_of_the_published_size(tmp_path):
     np.testing.assert_array_equal(weights.theta.bank[7, 44:56], bank["w0__7"][7].ravel()[:12])
     np.testing.assert_array_equal(weights.theta.bank[:, -3:], bank["b2"])
     np.testing.assert_array_equal(weights.theta.gates.w, tree["rnn_params"]["rnn/linear"]["w"])
-    with pytest.raises(
-        c2.WeightsError, match=r"as lstm = 64 and bank = 32: .*hidden has shape \(1, 512\), expected \(1, 64\)"
-    ):
+    with pytest.raises(c2.WeightsError, match=r"lstm = 64 and bank = 32: .*shape \(1, 512\), expected \(1, 64\)"):
         load_velo_weights(path, published_as=VELO_S)
     # Written again, the same bytes, whatever the order of the keys.
     save_velo_weights(tmp_path / "again", weights, layout="published")
@@ -123,7 +121,7 @@ FAULTS = {
     ),
     "not a number": (
         edited("rnn_params", "rnn_to_controls", "b", change=lambda x: x * np.nan),
-        "rnn_to_controls: b holds 2",
+        "controls: b holds 2",
     ),
     "integers": (edited("rnn_params", "linear", "b", change=lambda x: x.astype(int)), "b is not an array of float"),
     "a rule of another kind": (lambda tree: {"ff_mod_stack": tree["ff_mod_stack"]}, "missing keys"),
