@@ -13,7 +13,7 @@ def init_mean_square(view: MatrixView) -> Float[Array, "..."]:
 
 
 def rms_divisor(
-    mode: Normalization,
+    mode: Normalization | str,
     view: MatrixView,
     x: Float[Array, "..."],
     running: Float[Array, "..."] | None = None,
@@ -32,7 +32,7 @@ def rms_divisor(
     - `"rolling"`: sqrt(v / (1 - decay^count) + eps), where v <- decay v + (1 - decay) m.
 
     Args:
-        mode: One of the three.
+        mode: One of these three.
         view: How the leaf is seen as matrices.
         x: The update in its view, float32.
         running: The running mean square v before this step ("rolling").
