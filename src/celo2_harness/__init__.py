@@ -46,9 +46,6 @@ from celo2_harness.blocks import (
     look_ahead as look_ahead,
 )
 from celo2_harness.blocks import (
-    make_block as make_block,
-)
-from celo2_harness.blocks import (
     mix_momenta as mix_momenta,
 )
 from celo2_harness.blocks import (

@@ -18,4 +18,3 @@ from celo2_harness.routing._rules import LABELS as LABELS
 from celo2_harness.routing._rules import ROLES as ROLES
 from celo2_harness.routing._rules import Rule as Rule
 from celo2_harness.routing._rules import RuleLike as RuleLike
-from celo2_harness.routing._rules import expand_rules as expand_rules

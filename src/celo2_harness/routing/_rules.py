@@ -7,7 +7,6 @@ from typing import Any
 
 from optax.contrib import MuonDimensionNumbers
 
-from celo2_harness import plugins
 from celo2_harness.routing._layouts import (
     LAYOUTS,
     any_view,
@@ -174,47 +173,9 @@ def compile_rules(rules: Sequence[RuleLike]) -> list[Decide]:
     Raises:
         ValueError: for a rule of unknown form, a regular expression that does not compile, or an unknown label.
     """
-    return [_compile(index, item) for index, item in enumerate(expand_rules(rules))]
-
-
-def expand_rules(rules: Sequence[RuleLike]) -> list[RuleLike]:
-    """The rules with those of installed packages in place of their names.
-
-    Args:
-        rules: rules, and names out of the entry-point group "celo2_harness.routing_rules".
-
-    Returns:
-        Rules only.
-
-    Raises:
-        ValueError: no package adds rules of that name, or they are broken.
-    """
     if isinstance(rules, str):
-        raise ValueError(f"routing: rules = {rules!r}, expected a sequence of rules: write rules=[{rules!r}].")
-    expanded: list[RuleLike] = []
-    for index, item in enumerate(rules):
-        if not isinstance(item, str):
-            expanded.append(item)
-            continue
-        added = plugins.load_plugin("routing_rules", item, _require_rules)
-        if added is None:
-            known = ", ".join(map(repr, plugins.plugin_names("routing_rules"))) or "none is installed"
-            raise ValueError(
-                f"routing: rules[{index}] is {item!r}, which no installed package adds (rules by name: {known})."
-                " Expected a Rule, a tuple (regex, label) or a function, or the name of an installed package's rules; a"
-                " single rule is written rules=[(regex, label)]."
-            )
-        expanded += added
-    return expanded
-
-
-def _require_rules(value: Any) -> list[RuleLike]:
-    """The rules of a package, checked one by one."""
-    if not isinstance(value, (list, tuple)) or any(isinstance(item, str) for item in value):
-        raise TypeError(f"got a {type(value).__name__}: {value!r}.")
-    for index, item in enumerate(value):
-        _compile(index, item)
-    return list(value)
+        raise ValueError(f"routing: rules = {rules!r}, expected a sequence of rules, such as [(regex, label)].")
+    return [_compile(index, item) for index, item in enumerate(rules)]
 
 
 def _compile(index: int, item: Any) -> Decide:
