@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, Mesh
 from celo2_harness._trees import by_path, tree_bytes
 from celo2_harness.blocks import Celo2State
 from celo2_harness.blocks.direction import moment_shardings
+from celo2_harness.blocks.moments import unpack_moments
 from celo2_harness.blocks.orthogonalize import LARGEST_STACKED
 from celo2_harness.blocks.spread import plan_rounds
 from celo2_harness.blocks.views import matrix_views
@@ -203,12 +204,12 @@ def estimate_update(
             moment_shardings(view, place_of[path])
             for path, view in zip(flat(part.nu), matrix_views(part.nu, views), strict=True)
         ]
-        treedef, total = jax.tree.structure(part.nu), 0
-        for name, field in part._asdict().items():
-            for tree in field if isinstance(field, tuple) else (field,):
-                for leaf, sharding in zip(treedef.flatten_up_to(tree), moments, strict=True):
-                    total += sum(tree_bytes(x, getattr(sharding, name)) for x in jax.tree.leaves(leaf))
-        return total
+        return sum(
+            tree_bytes(x, getattr(sharding, name))
+            for leaf, sharding in zip(unpack_moments(jax.tree.structure(part.nu), part), moments, strict=True)
+            for name, field in leaf._asdict().items()
+            for x in jax.tree.leaves(field)
+        )
 
     state = jax.eval_shape(tx.init, shapes)
     is_learned = lambda part: isinstance(part, Celo2State)
