@@ -29,7 +29,7 @@ from celo2_harness.lab.bench import (
     median_ratio,
     plan_update,
 )
-from celo2_harness.lab.cli._setup import device_mesh, mesh_lengths
+from celo2_harness.lab.cli._devices import device_mesh, mesh_lengths
 from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.tasks import make_language_model
 from celo2_harness.lab.training.provenance import provenance
