@@ -81,6 +81,17 @@ def bare_structure(treedef: Any) -> Any:
     return jax.tree.structure(treedef.unflatten([0] * treedef.num_leaves), is_leaf=_is_box)
 
 
+def leaves_by_bare_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[Any, Any]:
+    """The leaves of a tree by their paths, of which boxes are no part (see `bare_structure`).
+
+    A tree that has boxes and one that has none then have the same paths: `flax.nnx.Optimizer` hands `init` variables
+    and `update` plain arrays.
+    """
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
+    bare = bare_structure(treedef).unflatten(range(len(leaves)))
+    return {path: leaves[index] for path, index in jax.tree_util.tree_flatten_with_path(bare)[0]}
+
+
 def unboxed(part: Any) -> Any:
     """The content of a box, and everything else as it is (see `bare_structure`)."""
     return jax.tree.leaves(part)[0] if _is_box(part) else part

@@ -9,8 +9,14 @@ from jaxtyping import Array, Int
 
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
-from celo2_harness.rule import MatrixView, init_mean_square, matrix_mean_square, rms_divisor, rolling_mean_square
-from celo2_harness.rule import Normalization as Mode
+from celo2_harness.rule import (
+    MatrixView,
+    Normalization as Mode,
+    init_mean_square,
+    matrix_mean_square,
+    rms_divisor,
+    rolling_mean_square,
+)
 
 
 class NormalizeRmsState(NamedTuple):
