@@ -13,9 +13,8 @@ import pytest
 import celo2_harness
 from celo2_harness import harness
 from celo2_harness.lab.cli.main import COMMANDS
-from celo2_harness.lab.cli.report import sections_of
-from celo2_harness.lab.suites.report import update_markdown
-from celo2_harness.lab.suites.result_files import read_results
+from celo2_harness.lab.suites.record import read_records
+from celo2_harness.lab.suites.report import report_sections, update_markdown
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "celo2_harness"
@@ -155,7 +154,7 @@ def test_tables_of_results_are_those_of_the_kept_runs(tmp_path, page, folders):
     copy.write_text(PAGES[page])
     titles = set()
     for folder in folders:
-        sections = sections_of(read_results([ROOT / folder]), None)
+        sections = report_sections(read_records([ROOT / folder]))
         update_markdown(copy, sections)
         titles |= {section.title for section in sections}
     assert copy.read_text() == PAGES[page]

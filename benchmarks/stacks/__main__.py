@@ -173,8 +173,10 @@ class Bench:
             chosen = []
             for stack in group:
                 for text in range(len(self.texts)):
-                    rates = best_rates([r for r in tried if r["stack"] == stack.label and r["text"] == text])
-                    if rates:
+                    own = [r for r in tried if r["stack"] == stack.label and r["text"] == text]
+                    # What was tried in part has no best pair.
+                    if len(own) == len(stack.hidden_rates) * len(stack.rest_rates) * len(selection_seeds):
+                        rates = best_rates(own)
                         chosen += [base(stack, "report", text) | rates | {"seed": seed} for seed in report_seeds]
             self.records += tried + self.train(program, chosen, until)
 
@@ -243,12 +245,10 @@ def read(name: str, value: float) -> float:
 
 
 def best_rates(trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The pair of rates with the lowest mean final loss; empty without trials."""
+    """The pair of rates with the lowest mean final loss."""
     finals: dict[tuple[float, float], list[float]] = {}
     for trial in trials:
         finals.setdefault((trial["hidden_rate"], trial["rest_rate"]), []).append(trial["final"])
-    if not finals:
-        return {}
     mean = lambda pair: float(np.nan_to_num(np.mean(finals[pair]), nan=np.inf))
     return dict(zip(("hidden_rate", "rest_rate"), min(finals, key=mean), strict=True))
 

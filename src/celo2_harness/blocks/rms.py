@@ -9,8 +9,7 @@ from jaxtyping import Array, Int
 
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
-from celo2_harness.rule import MatrixView
-from celo2_harness.rule import Normalization as Mode
+from celo2_harness.rule import MatrixView, Normalization as Mode
 
 
 class NormalizeRmsState(NamedTuple):

@@ -96,7 +96,7 @@ def test_the_score_is_that_of_a_training_run():
     losses = []
     for rate in (1e-2, 1e-3):
         tx = harness.build(preset="celo2_ortho", weights=weights, learning_rate=rate, total_steps=3, weight_decay=0.1)
-        *_, last = loop.fit(task, tx, loop.init_state(task, tx, 0), steps=3, seed=0, eval_every=3)
+        *_, last = loop.train_steps(task, tx, loop.init_state(task, tx, 0), steps=3, seed=0, eval_every=3)
         losses.append(last.validation_loss)
     assert losses[0] != losses[1] and evaluation.score(weights) == min(losses)
     stopped = True

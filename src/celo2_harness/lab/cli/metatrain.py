@@ -12,7 +12,7 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
-from celo2_harness.lab.cli._setup import MOST_DEVICES
+from celo2_harness.lab.cli._devices import MOST_DEVICES
 from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.metatrain import (
     MetaTrainConfig,

@@ -10,7 +10,7 @@ from celo2_harness import harness
 from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.evaluations import Evaluation
 from celo2_harness.lab.tasks import make_language_model
-from celo2_harness.lab.training.loop import fit, init_state, train_step
+from celo2_harness.lab.training.loop import init_state, train_step, train_steps
 
 # Which preset a variant's rule is trained for.
 _PRESETS = {"ortho": "celo2_ortho", "base": "celo2_base", "velo_s": "velo_s"}
@@ -55,7 +55,7 @@ def language_evaluation(
 
     def final_loss(weights: Any, learning_rate: float) -> float:
         tx, loss = harness.build(learning_rate=learning_rate, weights=weights, **optimizer), float("nan")
-        for now in fit(task, tx, init_state(task, tx, 0), steps=steps, seed=0, eval_every=steps):
+        for now in train_steps(task, tx, init_state(task, tx, 0), steps=steps, seed=0, eval_every=steps):
             loss = loss if now.validation_loss is None else now.validation_loss
             if should_stop():
                 raise KeyboardInterrupt

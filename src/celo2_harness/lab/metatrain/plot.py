@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from celo2_harness.lab.suites.plots import look, new_axes
+from celo2_harness.lab.training.figures import line_style, new_axes
 
 
 def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -26,7 +26,7 @@ def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -
     window = max(1, len(lines) // 20)
     for index, name in enumerate(lines[0]["meta_loss"] if lines else ()):
         losses = [line["meta_loss"][name] for line in lines]
-        color, _ = look(index)
+        color, _ = line_style(index)
         sums = [0.0, *itertools.accumulate(losses)]
         means = [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(losses))]
         marker = "o" if len(lines) == 1 else None

@@ -8,8 +8,10 @@ import jax
 from optax.contrib import MuonDimensionNumbers
 
 from celo2_harness._types import PyTree
-from celo2_harness.routing._leaves import Leaf, leaves_of
-from celo2_harness.routing._rules import Decide, RuleLike, compile_rules, first_match, resolve_view, role_of
+from celo2_harness.routing.leaves import Leaf
+from celo2_harness.routing.reading import leaves_of
+from celo2_harness.routing.rules import first_match, role_of
+from celo2_harness.routing.user_rules import Decide, RuleLike, compile_rules, resolve_view
 from celo2_harness.rule import MatrixView
 
 
@@ -48,8 +50,7 @@ def route(params: PyTree, rules: Sequence[RuleLike] = (), *, strict: bool = Fals
 
     Args:
         params: a tree of parameters: dict, flax nnx State, linen FrozenDict, Haiku params, Equinox module.
-        rules: `Rule`s, tuples (regex, label) or (regex, label, view), functions (path, leaf) -> label or None, or the
-            name of an installed package's rules.
+        rules: `Rule`s, tuples (regex, label) or (regex, label, view), or functions (path, leaf) -> label or None.
         strict: refuse trees with leaves that no rule matched.
         per_head: treat each head of a (d, heads, dim) or (heads, dim, d) attention kernel as a matrix of its own.
 
@@ -150,5 +151,10 @@ def view_params(
         MuonDimensionNumbers(reduction_axis=(0,), output_axis=(2,))
     """
     routes = route(params, rules, strict=strict, per_head=per_head)
-    numbers = lambda view: view and MuonDimensionNumbers(view.reduction_axis, view.output_axis)
-    return jax.tree.map(lambda found: numbers(found.view), routes)
+
+    def numbers(found: Route) -> MuonDimensionNumbers | None:
+        view = found.view
+        # Optax has no numbers for a batch of scalars.
+        return MuonDimensionNumbers(view.reduction_axis, view.output_axis) if view and view.output_axis else None
+
+    return jax.tree.map(numbers, routes)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from celo2_harness.routing._leaves import size
-from celo2_harness.routing._route import Route
-from celo2_harness.routing._rules import LABELS
+from celo2_harness.routing.leaves import size
+from celo2_harness.routing.routes import Route
+from celo2_harness.routing.rules import LABELS
 from celo2_harness.rule import MatrixView
 
 _NUMBERS = frozenset({"lr x", "decay", "parameters", "state bytes", "leaves"})

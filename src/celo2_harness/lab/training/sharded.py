@@ -13,7 +13,7 @@ from celo2_harness.sharding import batch_sharding, parameter_shardings
 
 
 @dataclass(frozen=True)
-class PlacedTask:
+class ShardedTask:
     """A `Task` whose parameters and batches lie on a mesh.
 
     Parameters lie as `parameter_shardings` says. The loss gathers what "fsdp" has split, a leaf at a time, so that
@@ -21,8 +21,8 @@ class PlacedTask:
     divided over "data" and "fsdp"; held-out examples lie on every device.
 
     Attributes:
-        task: What is trained.
-        mesh: With axes out of `MESH_AXES`, made by `make_mesh`.
+        task: The task.
+        mesh: The devices, from `make_mesh`.
     """
 
     task: Task
@@ -30,41 +30,41 @@ class PlacedTask:
 
     @property
     def tokens_per_batch(self) -> int:
-        """Of all devices together."""
+        """The number of predictions per batch, over all devices together."""
         return self.task.tokens_per_batch
 
     @property
     def unit(self) -> str:
-        """Of the loss."""
+        """The unit of the loss, for example "nats per byte"."""
         return self.task.unit
 
     def describe(self) -> dict[str, Any]:
-        """What the task says: the mesh changes numbers by rounding only."""
+        """Returns what the task says of itself, since the mesh changes numbers by rounding only."""
         return self.task.describe()
 
     def init(self, key: jax.Array) -> Any:
         """Returns new parameters, the same as on one device."""
-        places = parameter_shardings(jax.eval_shape(self.task.init, key), self.mesh)
-        return jax.jit(self.task.init, out_shardings=places)(key)
+        shardings = parameter_shardings(jax.eval_shape(self.task.init, key), self.mesh)
+        return jax.jit(self.task.init, out_shardings=shardings)(key)
 
     def loss(self, params: Any, batch: Any) -> jax.Array:
         """Returns the mean loss over the whole batch."""
 
-        def gathered(place: NamedSharding) -> NamedSharding:
-            return NamedSharding(self.mesh, PartitionSpec(*(None if name == "fsdp" else name for name in place.spec)))
+        def gathered(split: NamedSharding) -> NamedSharding:
+            return NamedSharding(self.mesh, PartitionSpec(*(None if name == "fsdp" else name for name in split.spec)))
 
-        places = jax.tree.map(gathered, parameter_shardings(params, self.mesh))
-        return self.task.loss(jax.lax.with_sharding_constraint(params, places), batch)
+        shardings = jax.tree.map(gathered, parameter_shardings(params, self.mesh))
+        return self.task.loss(jax.lax.with_sharding_constraint(params, shardings), batch)
 
     def batch(self, seed: int, step: int) -> Any:
         """Returns the batch of a step, divided; every process makes all of it and keeps its part."""
-        place = batch_sharding(self.mesh)
+        sharding = batch_sharding(self.mesh)
 
         def divide(x: np.ndarray) -> jax.Array:
-            parts = self.mesh.size // place.shard_shape((self.mesh.size,))[0]
+            parts = self.mesh.size // sharding.shard_shape((self.mesh.size,))[0]
             if len(x) % parts:
                 raise InputError(f"batch = {len(x)}: expected a multiple of {parts}, the devices of data and fsdp")
-            return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
         return jax.tree.map(divide, self.task.batch(seed, step))
 

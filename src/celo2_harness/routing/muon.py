@@ -9,8 +9,9 @@ from optax.contrib import MuonDimensionNumbers
 
 from celo2_harness._trees import is_function
 from celo2_harness._types import PyTree
-from celo2_harness.routing._leaves import leaves_of
-from celo2_harness.routing._rules import RuleLike, first_match
+from celo2_harness.routing.reading import leaves_of
+from celo2_harness.routing.rules import first_match
+from celo2_harness.routing.user_rules import RuleLike
 
 
 def rules_of_dimension_numbers(numbers: Any | Callable[[PyTree], Any] | None, params: PyTree) -> list[RuleLike]:
