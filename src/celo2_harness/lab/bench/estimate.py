@@ -17,7 +17,7 @@ from celo2_harness.routing import route
 from celo2_harness.sharding import like_parameters, parameter_shardings
 
 # Presets whose hidden matrices are orthogonalised.
-ORTHOGONAL = ("celo2_ortho", "celo2_muon", "muon")
+ORTHOGONAL = ("celo2", "modern_muon", "celo2_ortho", "celo2_muon", "muon")
 
 
 class Estimate(NamedTuple):
