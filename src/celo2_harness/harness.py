@@ -21,7 +21,7 @@ from beartype import BeartypeConf, beartype
 
 from celo2_harness import routing
 from celo2_harness._arguments import choose, number, run_length, warmup_length
-from celo2_harness._trees import by_path, require_like_params, tree_difference
+from celo2_harness._trees import by_path, require_like_params, tree_bytes, tree_difference
 from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
 from celo2_harness.blocks import Celo2State, add_decayed_weights
 from celo2_harness.blocks.decay import Mode
@@ -469,7 +469,7 @@ class _Plan:
 
 
 def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+    return tree_bytes(jax.eval_shape(tx.init, params))
 
 
 def _wide(dtype: Any) -> Any:
