@@ -37,7 +37,7 @@ def rolling_mean_square(
 
 
 def rms_divisor(
-    mode: Normalization | str,
+    mode: Normalization,
     square: Float[Array, "..."],
     count: Int[Array, ""] | int = 1,
     *,
