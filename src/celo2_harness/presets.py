@@ -222,7 +222,7 @@ _PRESETS: dict[str, Preset] = {
             description="Muon (Optax) for hidden matrices at update RMS 0.2, AdamW for the rest",
             hidden=Group("muon", _muon),
             rest=_ADAMW,
-            learning_rate=3e-3,
+            learning_rate=1e-2,
         ),
         Preset(
             name="adamw",
