@@ -21,19 +21,21 @@ from beartype import BeartypeConf, beartype
 
 from celo2_harness import routing
 from celo2_harness._arguments import choose, number, run_length, warmup_length
-from celo2_harness._trees import by_path, require_like_params, tree_difference
+from celo2_harness._trees import by_path, require_like_params, tree_bytes, tree_difference
 from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
 from celo2_harness.blocks import Celo2State, add_decayed_weights
 from celo2_harness.blocks.decay import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers
-from celo2_harness.presets import AdamW as AdamW
-from celo2_harness.presets import Group as Group
-from celo2_harness.presets import Preset as Preset
-from celo2_harness.presets import Settings as Settings
-from celo2_harness.presets import find_preset
-from celo2_harness.presets import preset_weights as preset_weights
-from celo2_harness.presets import presets as presets
-from celo2_harness.presets import register_preset as register_preset
+from celo2_harness.presets import (
+    AdamW as AdamW,
+    Group as Group,
+    Preset as Preset,
+    Settings as Settings,
+    find_preset,
+    preset_weights as preset_weights,
+    presets as presets,
+    register_preset as register_preset,
+)
 from celo2_harness.routing import RuleLike
 from celo2_harness.rule import resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
@@ -359,7 +361,7 @@ def _rest_terms(
     return {"rest": terms_of("rest"), **found}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable: programs hash what an optimizer closes over
 class _Plan:
     """What `build` was asked for: everything but the parameters.
 
@@ -467,7 +469,7 @@ class _Plan:
 
 
 def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+    return tree_bytes(jax.eval_shape(tx.init, params))
 
 
 def _wide(dtype: Any) -> Any:

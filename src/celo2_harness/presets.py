@@ -4,6 +4,7 @@ A new preset is a row of `_PRESETS`; `harness.build` makes the optimizer of it.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,16 @@ from beartype import BeartypeConf, beartype
 from celo2_harness import plugins
 from celo2_harness._arguments import choose
 from celo2_harness._types import ScalarOrSchedule, Updates
-from celo2_harness.blocks import orthogonalize, scale_by_celo2, scale_by_shape
+from celo2_harness.blocks import (
+    celo2_direction,
+    in_eigenbasis,
+    mix_momenta,
+    normalize_rms,
+    orthogonalize,
+    scale_by_celo2,
+    scale_by_shape,
+)
+from celo2_harness.blocks.in_eigenbasis import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers, optax_dimension_numbers
 from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
 from celo2_harness.weights import Weights, load_weights
@@ -165,6 +175,32 @@ def _muon(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(momentum, orthogonalize(weight_dimension_numbers=views, sharding=settings.sharding), shape)
 
 
+def _in_eigenbasis(direction: optax.GradientTransformation, mode: Mode, settings: Settings) -> Any:
+    """The stack of `modern_muon` and `celo2`: they differ in the direction alone."""
+    views, sharding = settings.views, settings.sharding
+    return optax.chain(
+        in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views, sharding=sharding),
+        orthogonalize(weight_dimension_numbers=views, sharding=sharding),
+        normalize_rms(weight_dimension_numbers=views),
+    )
+
+
+def _modern_muon(settings: Settings) -> optax.GradientTransformation:
+    return _in_eigenbasis(mix_momenta((0.95,), state_dtype=settings.state_dtype), "whiten", settings)
+
+
+def _celo2_in_eigenbasis(settings: Settings) -> optax.GradientTransformation:
+    assert isinstance(settings.weights, Weights)
+    direction = celo2_direction(
+        settings.weights,
+        weight_dimension_numbers=settings.views,
+        state_dtype=settings.state_dtype,
+        kernel=settings.kernel,
+        sharding=settings.sharding,
+    )
+    return _in_eigenbasis(direction, "act", settings)
+
+
 def _adamw(settings: Settings) -> optax.GradientTransformation:
     b1, b2 = settings.betas
     return optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8)
@@ -193,6 +229,21 @@ def _load_velo(config: VeloConfig) -> Callable[[Any], VeloWeights]:
 _PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
+        Preset(
+            name="celo2",
+            description="Learned rule in the gradients' eigenbasis + Newton-Schulz for hidden matrices, AdamW else",
+            hidden=Group("celo2 in the eigenbasis + Newton-Schulz", _celo2_in_eigenbasis),
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
+            learning_rate=2e-3,
+            weights="celo2",
+        ),
+        Preset(
+            name="modern_muon",
+            description="The same stack with plain momentum, whitened (SOAP), in place of the learned rule",
+            hidden=Group("momentum whitened in the eigenbasis + Newton-Schulz", _modern_muon),
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
+            learning_rate=2e-3,
+        ),
         Preset(
             name="celo2_ortho",
             description="Celo2 of the paper: learned + Newton-Schulz for hidden matrices, AdamW at 20x for the rest",
@@ -259,12 +310,19 @@ def presets() -> dict[str, Preset]:
     Packages add theirs by the entry-point group "celo2_harness.presets", each entry a `Preset`. One that cannot be
     loaded is named in a warning and left out.
 
-    >>> sorted(presets())[:5]
-    ['adamw', 'celo2_base', 'celo2_muon', 'celo2_ortho', 'muon']
+    Example:
+        >>> sorted(presets())[:5]
+        ['adamw', 'celo2', 'celo2_base', 'celo2_muon', 'celo2_ortho']
     """
     found = dict(_PRESETS)
-    for preset in plugins.load_plugins("presets", plugins.expect(Preset)).values():
-        found.setdefault(preset.name, preset)
+    for name in plugins.plugin_names("presets"):
+        try:
+            preset = plugins.load_plugin("presets", name, Preset)
+        except ValueError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+        else:
+            if preset is not None:
+                found.setdefault(name, preset)
     return found
 
 
@@ -273,17 +331,17 @@ def register_preset(preset: Preset, *, overwrite: bool = False) -> None:
     """Makes a preset known to `build` by its name.
 
     Args:
-      preset: the preset.
-      overwrite: replace one of the same name.
+        preset: The preset.
+        overwrite: Whether to replace one of the same name.
 
     Raises:
-      ValueError: the name is taken, and `overwrite` is False.
+        ValueError: The name is taken, and `overwrite` is False.
 
     Example:
-      >>> from celo2_harness import harness
-      >>> lion = Group("lion", lambda settings: optax.scale_by_lion())
-      >>> register_preset(Preset("lion", "Lion for every leaf", lion, lion, 3e-4), overwrite=True)
-      >>> tx = harness.build(preset="lion")
+        >>> from celo2_harness import harness
+        >>> lion = Group("lion", lambda settings: optax.scale_by_lion())
+        >>> register_preset(Preset("lion", "Lion for every leaf", lion, lion, 3e-4), overwrite=True)
+        >>> tx = harness.build(preset="lion")
     """
     if preset.name in _PRESETS and not overwrite:
         raise ValueError(f"preset {preset.name!r} exists already; choose another name, or pass overwrite=True.")
@@ -299,7 +357,8 @@ def find_preset(preset: str | Preset) -> Preset:
     if isinstance(preset, Preset):
         return preset
     # Packages are only looked at for a name that is not there.
-    return choose(preset, _PRESETS if preset in _PRESETS else presets(), "preset")
+    found = _PRESETS.get(preset) or plugins.load_plugin("presets", preset, Preset)
+    return found or choose(preset, dict.fromkeys((*_PRESETS, *plugins.plugin_names("presets"))), "preset")
 
 
 def preset_weights(recipe: Preset, weights: Weights | VeloWeights | str | None) -> Weights | VeloWeights | None:

@@ -9,8 +9,14 @@ from jaxtyping import Array, Int
 
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
-from celo2_harness.rule import MatrixView
-from celo2_harness.rule import Normalization as Mode
+from celo2_harness.rule import (
+    MatrixView,
+    Normalization as Mode,
+    init_mean_square,
+    matrix_mean_square,
+    rms_divisor,
+    rolling_mean_square,
+)
 
 
 class NormalizeRmsState(NamedTuple):
@@ -66,28 +72,20 @@ def normalize_rms(
         return optax.identity()
 
     def mean_square(view: MatrixView, x: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(view.apply(x).astype(jnp.float32)), axis=view.axes, keepdims=True)
+        return matrix_mean_square(view, view.apply(x).astype(jnp.float32))
 
-    def scale(view: MatrixView, x: jax.Array, factor: jax.Array) -> jax.Array:
-        return view.invert(view.apply(x).astype(jnp.float32) * factor).astype(x.dtype)
-
-    def per_step(view: MatrixView, x: jax.Array) -> jax.Array:
-        return scale(view, x, 1.0 / jnp.sqrt(mean_square(view, x) + eps))
-
-    def clip(view: MatrixView, x: jax.Array) -> jax.Array:
-        return scale(view, x, 1.0 / jnp.maximum(1.0, jnp.sqrt(mean_square(view, x)) / threshold))
+    def divide(view: MatrixView, x: jax.Array, square: jax.Array, count: jax.Array | int = 1) -> jax.Array:
+        divisor = rms_divisor(mode, square, count, decay=decay, threshold=threshold, eps=eps)
+        return view.invert(view.apply(x).astype(jnp.float32) * (1.0 / divisor)).astype(x.dtype)
 
     def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         views = matrix_views(updates, weight_dimension_numbers)
-        return map_matrices(per_step if mode == "per_step" else clip, views, updates), state
+        return map_matrices(lambda view, x: divide(view, x, mean_square(view, x)), views, updates), state
 
     def rolling_init(params: Params) -> NormalizeRmsState:
-        def zeros(view: MatrixView, x: jax.Array) -> jax.Array:
-            del x
-            return jnp.zeros((*view.viewed[: -len(view.axes)], *[1] * len(view.axes)), jnp.float32)
-
-        nu = map_matrices(zeros, matrix_views(params, weight_dimension_numbers), params, state=True)
+        views = matrix_views(params, weight_dimension_numbers)
+        nu = map_matrices(lambda view, _: init_mean_square(view), views, params, state=True)
         return NormalizeRmsState(jnp.zeros([], jnp.int32), nu)
 
     def rolling(
@@ -96,17 +94,10 @@ def normalize_rms(
         del params
         views = matrix_views(updates, weight_dimension_numbers)
         count = jnp.asarray(optax.safe_increment(state.count))
-        correction = 1.0 - decay ** count.astype(jnp.float32)
-
-        def new_nu(view: MatrixView, x: jax.Array, nu: jax.Array) -> jax.Array:
-            square = mean_square(view, x)
-            return jnp.where(jnp.isfinite(square), decay * nu + (1.0 - decay) * square, nu)
-
-        def scaled(view: MatrixView, x: jax.Array, nu: jax.Array) -> jax.Array:
-            return scale(view, x, 1.0 / jnp.sqrt(nu / correction + eps))
-
-        nu = map_matrices(new_nu, views, updates, state.nu, state=True)
-        return map_matrices(scaled, views, updates, nu), NormalizeRmsState(count, nu)
+        step = lambda view, x, nu: rolling_mean_square(nu, mean_square(view, x), decay)
+        nu = map_matrices(step, views, updates, state.nu, state=True)
+        scaled = map_matrices(lambda view, x, nu: divide(view, x, nu, count), views, updates, nu)
+        return scaled, NormalizeRmsState(count, nu)
 
     if mode == "rolling":
         return optax.GradientTransformation(rolling_init, rolling)  # type: ignore[arg-type]
