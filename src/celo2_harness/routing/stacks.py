@@ -163,8 +163,12 @@ class _Stacks:
 
     def _may_hold(self, leaves: Sequence[int], axis: int) -> bool:
         """Whether all leaves agree in an axis, and none contradicts or proves that it counts layers."""
-        wide = len(leaves) > 1 and max(len(self.shapes[i]) for i in leaves) > 2
-        return wide and {self.vote(i, axis) for i in leaves} == {Vote.MAY}
+        apart = {i for i in leaves if i not in self.near.weight}  # a weight and its bias alone are one layer
+        return (
+            len(apart) > 1
+            and max(len(self.shapes[i]) for i in leaves) > 2
+            and {self.vote(i, axis) for i in leaves} == {Vote.MAY}
+        )
 
     def _stacked_axis(self, node: Node, named: bool) -> int | None:
         leaves = self._wide(node)
@@ -241,9 +245,7 @@ class _Stacks:
         if self.axes[i] != before:
             return self.axes[i][:1] == before[:1]
         weight, a, b = self._pair(i)
-        unfit = (
-            b is not None and len(b) < len(a) and bias_axes(a, b, weight.is_out_first, usual_bias_ndim(weight)) is None
-        )
+        unfit = b is not None and len(b) < len(a) and bias_axes(a, b, weight.is_out_first) is None
         alone = i in self.near.mate and attention_order(*self._block(i)) is None
         return unfit or alone or self.vote(i, 0) is Vote.MAY
 
@@ -254,9 +256,10 @@ class _Stacks:
         usual, out_first = usual_bias_ndim(weight), weight.is_out_first
         now = bias_axes(a, b, out_first, usual) is not None
         then = agree and bias_axes(cut(a), cut(b), out_first, usual) is not None
-        if now or then:
-            return Vote.MAY if now and then else Vote.MUST if then else Vote.NEVER
-        return Vote.NEVER
+        if now or not then:
+            return Vote.MAY if then else Vote.NEVER
+        # With more output axes it may fit as it is; for a stack along the second axis that is reason to doubt.
+        return Vote.MAY if axis and bias_axes(a, b, out_first) is not None else Vote.MUST
 
     def _block(self, i: int) -> tuple[Shape, Shape]:
         """The shapes of the query, key or value and of the output kernel of the block that a leaf belongs to."""

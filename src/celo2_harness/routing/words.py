@@ -92,7 +92,10 @@ def says_norm(name: str) -> bool:
         >>> says_norm("conv_bn"), says_norm("bn_conv")
         (True, False)
     """
-    meaning = [word for word in words(name) if word in NORM or word in LAYER]
+    spoken = words(name)
+    if "weight" in spoken or "spectral" in spoken:  # these normalise a weight
+        return False
+    meaning = [word for word in spoken if word in NORM or word in LAYER]
     return bool(meaning) and (meaning[-1] in NORM or meaning[-1] == "mlp" and meaning[0] in NORM)
 
 
