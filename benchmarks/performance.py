@@ -1,4 +1,4 @@
-"""Measures everything that docs/performance.md reports, one `celo2 bench` after the other.
+"""Measures everything that docs/research/performance.md reports, one `celo2 bench` after the other.
 
     python benchmarks/performance.py FOLDER
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from celo2_harness import load_weights
-from celo2_harness._runs import first_difference, provenance
 from celo2_harness.lab.metatrain import load_portable, run_metatrain
 from celo2_harness.lab.metatrain.checkpoints import config_from
 from celo2_harness.lab.metatrain.run import DIGEST_AFTER, data_digest
-from celo2_harness.lab.tasks.images import load_image_sets
+from celo2_harness.lab.tasks import load_image_sets
+from celo2_harness.lab.training.provenance import provenance
+from celo2_harness.lab.training.settings import first_difference
 
 _NUMBERS = ("iteration", "meta_loss", "gradient_norm", "theta_norm")
 

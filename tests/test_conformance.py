@@ -41,6 +41,21 @@ TABLE = {
     "normalize_rms none": c2.normalize_rms("none"),
     "scale_by_celo2": c2.scale_by_celo2(TINY, orthogonalize=True),
     "scale_by_shape": c2.scale_by_shape(),
+    "mix_momenta": c2.mix_momenta((0.9, 0.99), (0.7, 0.3)),
+    "mix_momenta on schedules, bfloat16 state": c2.mix_momenta(
+        (0.9, 0.99), (lambda count: 1 / (1 + count), 0.3), lambda count: 0.9, state_dtype="bfloat16"
+    ),
+    "look_ahead": c2.look_ahead(0.5, 0.9, 0.0, total_steps=10),
+    "control_norm hyperball": c2.control_norm("hyperball", 0.1),
+    "control_norm radial": c2.control_norm("radial"),
+    "control_norm rows": c2.control_norm("rows"),
+    "average_tail": c2.average_tail(0.1, total_steps=10),
+    "average_tail masked": c2.average_tail(
+        0.1, total_steps=10, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    ),
+    "in_eigenbasis": c2.in_eigenbasis(c2.mix_momenta()),
+    "in_eigenbasis, both sides, every second step": c2.in_eigenbasis(c2.mix_momenta(), sides="both", every=2),
+    "in_eigenbasis act": c2.in_eigenbasis(c2.celo2_direction(TINY), mode="act"),
     "add_decayed_weights": c2.add_decayed_weights(0.1),
     "add_decayed_weights scheduled": c2.add_decayed_weights(lambda count: 0.1 * count, "cautious"),
     "add_decayed_weights masked": c2.add_decayed_weights(

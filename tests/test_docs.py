@@ -29,13 +29,13 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "READ
 PRESETS = harness.presets()
 # Names that a page may use without saying where they come from.
 PRELUDES = {
-    "docs/routing.md": """
+    "docs/guide/routing.md": """
 import jax.numpy as jnp
 params = {"embed": {"embedding": jnp.ones((16, 8))}, "fc": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
 """
 }
 # Compiling a step of meta-training takes as long as all other examples together.
-SLOW = ("docs/meta-training.md",)
+SLOW = ("docs/research/meta-training.md",)
 _BLOCK = re.compile(
     r"(?P<skip><!-- not run: [^>]+ -->\s*)?^(?P<indent>[ ]*)```(?P<language>python|pycon)\b[^\n]*\n"
     r"(?P<code>.*?)^[ ]*```",
@@ -102,13 +102,13 @@ def test_every_block_is_found():
 
 
 def test_presets_are_listed():
-    ((_, rows),) = _tables("docs/choosing-a-preset.md", "presets")
+    ((_, rows),) = _tables("docs/guide/choosing-a-preset.md", "presets")
     listed = [(name.strip("`"), float(rate), description) for name, rate, description in rows]
     assert listed == [(p.name, p.learning_rate, p.description) for p in PRESETS.values()]
 
 
 def test_tasks_are_listed():
-    ((_, rows),) = _tables("docs/tasks.md", "tasks")
+    ((_, rows),) = _tables("docs/research/tasks.md", "tasks")
     expected = [(name, size, what) for name, kind in TASKS.items() for size, what in kind.sizes.items()]
     assert [(name.strip("`"), size.strip("`"), what) for name, size, what in rows] == expected
 
@@ -116,25 +116,25 @@ def test_tasks_are_listed():
 def test_meaning_of_the_learning_rate():
     """The table of learning rates of the rest agrees with the presets' factors."""
     lines = dict(
-        re.findall(r"^\| `(\w+)` \| [^|]*η[^|]* \| ([^|]*η), ", PAGES["docs/choosing-a-preset.md"], re.MULTILINE)
+        re.findall(r"^\| `(\w+)` \| [^|]*η[^|]* \| ([^|]*η), ", PAGES["docs/guide/choosing-a-preset.md"], re.MULTILINE)
     )
     factors = {name: 1.0 if rate == "η" else float(rate.removesuffix(" η")) for name, rate in lines.items()}
     assert factors == {p.name: (p.rest or p.hidden).learning_rate_factor for p in PRESETS.values()}
 
 
 def test_schedules_are_listed():
-    ((_, rows),) = _tables("docs/choosing-a-preset.md", "schedules")
+    ((_, rows),) = _tables("docs/guide/choosing-a-preset.md", "schedules")
     assert [name.strip("`") for name, _ in rows] == list(schedules.SCHEDULES)
 
 
 def test_optimizers_of_suites_are_listed():
-    ((_, rows),) = _tables("docs/evaluation.md", "optimizers")
+    ((_, rows),) = _tables("docs/research/evaluation.md", "optimizers")
     assert [(name.strip("`"), text) for name, text in rows] == [(n, row.description) for n, row in OPTIMIZERS.items()]
 
 
 def test_suites_are_listed():
     listed = re.findall(
-        r"^\| `(\w+)` \| [^|]+ \|$", PAGES["docs/evaluation.md"].partition("## Writing")[0], re.MULTILINE
+        r"^\| `(\w+)` \| [^|]+ \|$", PAGES["docs/research/evaluation.md"].partition("## Writing")[0], re.MULTILINE
     )
     assert sorted(listed) == sorted(suites())
 
@@ -143,7 +143,7 @@ def test_suites_are_listed():
     "page, folders",
     [
         ("docs/results.md", ["results"]),
-        ("docs/stability.md", ["results/stability", "results/long", "results/widths"]),
+        ("docs/research/stability.md", ["results/stability", "results/long", "results/widths"]),
     ],
 )
 def test_tables_of_results_are_those_of_the_kept_runs(tmp_path, page, folders):
@@ -191,7 +191,7 @@ def test_defaults_are_quoted():
 
 
 def test_routing_rules_are_listed():
-    rows = re.findall(r"^\| (\d+) \| ([^|]+) \| `(\w+)` \|", PAGES["docs/routing.md"], re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \| `(\w+)` \|", PAGES["docs/guide/routing.md"], re.MULTILINE)
     expected = [(str(i), rule.name, rule.label) for i, rule in enumerate(BUILT_IN, start=1)]
     assert [(number, name.strip(), label) for number, name, label in rows] == expected
 
@@ -264,9 +264,7 @@ def test_arrows_point_one_way(part):
                 if top == "celo2_harness":
                     other = below.split(".")[0]
                     allowed = (
-                        ARROWS[part]
-                        | {part, "_types", "_trees", "_version", "_runs", "plugins"}
-                        | ({"__version__"} - known)
+                        ARROWS[part] | {part, "_types", "_trees", "_version", "plugins"} | ({"__version__"} - known)
                     )
                     assert other in allowed, f"{file.relative_to(PACKAGE)} imports {name}"
                 assert not (part == "rule" and top == "optax"), f"{file.relative_to(PACKAGE)} imports {name}"

@@ -32,7 +32,7 @@ def file_on_page(name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where pip has installed the package of docs/extending.md, made of the code on that page."""
+    """Where pip has installed the package of docs/guide/extending.md, made of the code on that page."""
     root = tmp_path_factory.mktemp("plugins")
     source = root / "source"
     (source / "celo2_signs").mkdir(parents=True)

@@ -25,13 +25,31 @@ from celo2_harness.blocks import (
     add_decayed_weights as add_decayed_weights,
 )
 from celo2_harness.blocks import (
+    average_tail as average_tail,
+)
+from celo2_harness.blocks import (
+    averaged_params as averaged_params,
+)
+from celo2_harness.blocks import (
     celo2_direction as celo2_direction,
+)
+from celo2_harness.blocks import (
+    control_norm as control_norm,
 )
 from celo2_harness.blocks import (
     guard_updates as guard_updates,
 )
 from celo2_harness.blocks import (
+    in_eigenbasis as in_eigenbasis,
+)
+from celo2_harness.blocks import (
+    look_ahead as look_ahead,
+)
+from celo2_harness.blocks import (
     make_block as make_block,
+)
+from celo2_harness.blocks import (
+    mix_momenta as mix_momenta,
 )
 from celo2_harness.blocks import (
     normalize_rms as normalize_rms,

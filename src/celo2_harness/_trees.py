@@ -1,6 +1,6 @@
-"""Checks of trees that users give, with messages that name the leaf."""
+"""Trees that users give: looked up by path, freed of metadata, checked with messages that name the leaf."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 import jax
@@ -26,6 +26,52 @@ def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:
     (True, False)
     """
     return callable(x) and jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+
+
+def by_path(tree: PyTree, read: Callable[[Any], Any] = lambda leaf: leaf) -> Callable[[PyTree], PyTree]:
+    """What is known of every leaf of a tree, for whatever part of that tree a masked block sees.
+
+    Args:
+        tree: A tree of facts, one per leaf.
+        read: Applied to each of them.
+
+    Returns:
+        A function of a tree with some of the same paths; it returns a tree like that one.
+
+    Example:
+        >>> by_path({"w": "hidden", "b": "vector"}, str.upper)({"w": 1.0})
+        {'w': 'HIDDEN'}
+    """
+    found = {path: read(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return lambda part: jax.tree_util.tree_map_with_path(lambda path, _: found[path], part)
+
+
+def bare_structure(treedef: Any) -> Any:
+    """The structure of a tree without the boxes that other libraries put around single arrays.
+
+    Flax's `Partitioned` and `Variable`, or Haliax's `NamedArray`, say how the axes of an array are named or sharded.
+    State that has other axes than the parameter, such as a row moment, must not carry that along.
+
+    Example:
+        >>> from flax.linen import Partitioned
+        >>> params = {"kernel": Partitioned(jnp.ones((2, 4)), ("data", None))}
+        >>> bare_structure(jax.tree.structure(params))
+        PyTreeDef({'kernel': *})
+    """
+    return jax.tree.structure(treedef.unflatten([0] * treedef.num_leaves), is_leaf=_is_box)
+
+
+def unboxed(part: Any) -> Any:
+    """The content of a box, and everything else as it is (see `bare_structure`)."""
+    return jax.tree.leaves(part)[0] if _is_box(part) else part
+
+
+def _is_box(node: Any) -> bool:
+    if isinstance(node, (tuple, list, Mapping)) or jax.tree_util.all_leaves([node]):
+        return False
+    level = jax.tree_util.default_registry.flatten_one_level(node)
+    children = list(level[0]) if level else []
+    return len(children) == 1 and jax.tree_util.all_leaves(children)
 
 
 def require_like_params(owner: str, updates: PyTree, params: PyTree) -> None:

@@ -14,7 +14,7 @@ from beartype import BeartypeConf, beartype
 from celo2_harness import plugins
 from celo2_harness._types import Updates
 from celo2_harness.blocks import orthogonalize, scale_by_celo2, scale_by_shape
-from celo2_harness.blocks.views import WeightDimensionNumbers
+from celo2_harness.blocks.views import WeightDimensionNumbers, optax_dimension_numbers
 from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
 from celo2_harness.weights import Weights, load_weights
 
@@ -120,13 +120,14 @@ def _celo2_muon(settings: Settings) -> optax.GradientTransformation:
 def _muon(settings: Settings) -> optax.GradientTransformation:
     views = settings.weight_dimension_numbers
     shape = scale_by_shape(ADAMW_RMS, weight_dimension_numbers=views)
+    numbers = optax_dimension_numbers(views)
     if settings.sharding is None:
         # The identity stands where a mesh has a block, so that states are of one structure.
         return optax.chain(
-            optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=views), optax.identity(), shape
+            optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=numbers), optax.identity(), shape
         )
     # On a mesh, Optax's iterations would each communicate. Without iterations it gives the normalised momentum.
-    momentum = optax.contrib.scale_by_muon(beta=0.95, ns_steps=0, weight_dimension_numbers=views)
+    momentum = optax.contrib.scale_by_muon(beta=0.95, ns_steps=0, weight_dimension_numbers=numbers)
     return optax.chain(momentum, orthogonalize(weight_dimension_numbers=views, sharding=settings.sharding), shape)
 
 

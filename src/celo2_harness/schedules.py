@@ -13,6 +13,8 @@ import optax
 from celo2_harness._types import ScalarOrSchedule
 
 COOLDOWN_FRACTION = 0.2
+FLAT_FRACTION = 0.3
+POWER = 1.2
 
 
 def warmup_steps(total_steps: int, warmup: float | int) -> int:
@@ -77,12 +79,38 @@ def inverse_sqrt(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule
     return _after_warmup(lambda count: jnp.sqrt(steps / (steps + jnp.maximum(count, 0))), steps)
 
 
+def power(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
+    """Warm-up, then (1 - t)^1.2 to zero at the end: a straight line that bends a little before it gets there.
+
+    >>> schedule = power(100, 0.1)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
+    [0.0, 0.5, 1.0, 0.435, 0.0]
+    """
+    steps = warmup_steps(total_steps, warmup)
+    # Clipped after the subtraction: a base that rounding makes negative has no power.
+    return _after_warmup(lambda count: jnp.clip(1.0 - count / (total_steps - steps), 0.0, 1.0) ** POWER, steps)
+
+
+def flat_then_linear(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
+    """Warm-up, one until 30% of the run, then a straight line to zero at the end.
+
+    >>> schedule = flat_then_linear(100, 0.1)
+    >>> [round(float(schedule(step)), 3) for step in (5, 10, 30, 65, 100)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    steps = warmup_steps(total_steps, warmup)
+    flat = max(0, min(round(FLAT_FRACTION * total_steps), total_steps - 1) - steps)
+    return _after_warmup(optax.linear_schedule(1.0, 0.0, total_steps - steps - flat, flat), steps)
+
+
 SCHEDULES: dict[str, Callable[[int, float], optax.Schedule]] = {
     "constant": constant,
     "linear": linear,
     "warmup_cosine": warmup_cosine,
     "warmup_stable_decay": warmup_stable_decay,
     "inverse_sqrt": inverse_sqrt,
+    "power": power,
+    "flat_then_linear": flat_then_linear,
 }
 
 
@@ -93,7 +121,14 @@ def _after_warmup(schedule: Callable[[Any], Any], steps: int) -> optax.Schedule:
 
 
 def scaled(factor: Any, schedule: ScalarOrSchedule) -> ScalarOrSchedule:
-    """factor x schedule, for numbers, traced numbers and functions of the step count."""
+    """factor x schedule, for numbers, traced numbers and functions of the step count.
+
+    With a shape from here it makes a weight decay that follows the learning rate, or a look-ahead that does:
+
+    >>> weight_decay = scaled(0.1, warmup_cosine(1000, 0.05))
+    >>> round(float(weight_decay(525)), 3)
+    0.05
+    """
     if callable(schedule):
         return lambda count: factor * schedule(count)
     return factor * schedule

@@ -135,7 +135,7 @@ def orthogonalization():
 
     import celo2_harness as c2
     from celo2_harness.blocks.spread import plan_rounds
-    from celo2_harness.blocks.views import leaf_views
+    from celo2_harness.blocks.views import matrix_views
     from celo2_harness.sharding import make_mesh
 
     module = sys.modules["celo2_harness.blocks.orthogonalize"]  # the package has the function by this name
@@ -164,7 +164,7 @@ def orthogonalization():
         results[name] = {}
         for largest in (module.LARGEST_STACKED, 100):  # all in one round; a matrix or two per device at a time
             module.LARGEST_STACKED, before = largest, module.LARGEST_STACKED
-            rounds = plan_rounds(leaves, leaf_views(leaves, view), [place] * len(leaves), largest)
+            rounds = plan_rounds(leaves, matrix_views(leaves, view), [place] * len(leaves), largest)
             five = compiled(5, [place] * len(leaves))
             module.LARGEST_STACKED = before
             wanted = c2.orthogonalize(weight_dimension_numbers=view).update(leaves, None)[0]

@@ -17,7 +17,7 @@ from celo2_harness.blocks.views import (
     WeightDimensionNumbers,
     explicitly_split,
     leaf_shardings,
-    leaf_views,
+    matrix_views,
     viewed_axes,
 )
 from celo2_harness.rule import (
@@ -159,7 +159,7 @@ def celo2_direction(
 
     def init_fn(params: Params) -> Celo2State:
         leaves, treedef = jax.tree.flatten(params)
-        views = leaf_views(params, weight_dimension_numbers)
+        views = matrix_views(params, weight_dimension_numbers)
         places = leaf_shardings(params, sharding) or [None] * len(views)
         # Nothing is kept for empty leaves: Orbax refuses arrays of size zero.
         moments = [
@@ -178,7 +178,7 @@ def celo2_direction(
         theta = Theta(*(jnp.asarray(x, jnp.float32) for x in weights.theta))
         gradients, treedef = jax.tree.flatten(updates)
         parameters = treedef.flatten_up_to(params)
-        views = leaf_views(updates, weight_dimension_numbers)
+        views = matrix_views(updates, weight_dimension_numbers)
         places = leaf_shardings(updates, sharding) or [None] * len(views)
         moments: list[Any] = unpack_moments(treedef, state)
         directions = list(gradients)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from celo2_harness._types import Params, Updates
@@ -15,10 +14,10 @@ from celo2_harness.blocks.views import (
     WeightDimensionNumbers,
     explicitly_split,
     leaf_shardings,
-    leaf_views,
+    matrix_views,
 )
 from celo2_harness.rule import Batch, MatrixView, newton_schulz, plan_batches
-from celo2_harness.rule.newton_schulz import NORM_FLOOR, resolve_coefficients
+from celo2_harness.rule.newton_schulz import NORM_FLOOR, prefers_gram, resolve_coefficients
 
 # Entries of a matrix up to which matrices share a batch. Stacking saves calls, but copies the matrices, and every slice
 # out of a stack is code of its own for XLA to compile; large matrices do better alone.
@@ -32,8 +31,10 @@ def _batches(views: Sequence[MatrixView], leaves: Sequence[jax.Array], chosen: S
     """The matrices of the chosen leaves in batches; large ones, and split ones, each by itself."""
 
     def key(i: int) -> Any:
-        alone = math.prod(views[i].viewed[-2:]) > LARGEST_STACKED or explicitly_split(leaves[i])
-        return leaves[i].dtype, i if alone else None
+        matrix = views[i].viewed[-2:]
+        alone = math.prod(matrix) > LARGEST_STACKED or explicitly_split(leaves[i])
+        # Padding must not change the form of the iteration, on which rounding depends.
+        return leaves[i].dtype, prefers_gram(matrix), i if alone else None
 
     multiplications = lambda lengths: lengths[0] * math.prod(lengths)
     return plan_batches(views, chosen, key, cost=multiplications, join_below=JOIN_BELOW, largest=LARGEST_BATCH)
@@ -79,13 +80,13 @@ def orthogonalize(
     """
     triples = resolve_coefficients(coefficients)
 
-    def iterate(x: jax.Array) -> jax.Array:
-        return newton_schulz(x, triples, eps=eps, dtype=dtype, precision=precision)
+    def iterate(x: jax.Array, gram: bool | None = None) -> jax.Array:
+        return newton_schulz(x, triples, eps=eps, dtype=dtype, precision=precision, gram=gram)
 
     def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         leaves, treedef = jax.tree.flatten(updates)
-        views = leaf_views(updates, weight_dimension_numbers)
+        views = matrix_views(updates, weight_dimension_numbers)
         if places := leaf_shardings(updates, sharding):
             chosen = [i for i, view in enumerate(views) if view.is_matrix and leaves[i].size]
             pick = lambda x: [x[i] for i in chosen]
@@ -95,7 +96,8 @@ def orthogonalize(
             return treedef.unflatten(leaves), state
         chosen = [i for i, view in enumerate(views) if view.is_matrix and leaves[i].size]
         for batch in _batches(views, leaves, chosen):
-            y = iterate(batch.stack([leaves[i] for i in batch.members]))
+            gram = prefers_gram(batch.views[0].viewed[-2:])
+            y = iterate(batch.stack([leaves[i] for i in batch.members]), gram)
             for i, leaf in zip(batch.members, batch.unstack(y), strict=True):
                 leaves[i] = leaf
         return treedef.unflatten(leaves), state

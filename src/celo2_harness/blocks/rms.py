@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Int
 
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
 from celo2_harness.rule import MatrixView
 from celo2_harness.rule import Normalization as Mode
 
@@ -71,51 +71,42 @@ def normalize_rms(
     def scale(view: MatrixView, x: jax.Array, factor: jax.Array) -> jax.Array:
         return view.invert(view.apply(x).astype(jnp.float32) * factor).astype(x.dtype)
 
+    def per_step(view: MatrixView, x: jax.Array) -> jax.Array:
+        return scale(view, x, 1.0 / jnp.sqrt(mean_square(view, x) + eps))
+
+    def clip(view: MatrixView, x: jax.Array) -> jax.Array:
+        return scale(view, x, 1.0 / jnp.maximum(1.0, jnp.sqrt(mean_square(view, x)) / threshold))
+
     def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
-        leaves, treedef = jax.tree.flatten(updates)
-        scaled = []
-        for view, x in zip(leaf_views(updates, weight_dimension_numbers), leaves, strict=True):
-            if not x.size:
-                scaled.append(x)
-                continue
-            square = mean_square(view, x)
-            inverse = (
-                1.0 / jnp.sqrt(square + eps)
-                if mode == "per_step"
-                else 1.0 / jnp.maximum(1.0, jnp.sqrt(square) / threshold)
-            )
-            scaled.append(scale(view, x, inverse))
-        return treedef.unflatten(scaled), state
+        views = matrix_views(updates, weight_dimension_numbers)
+        return map_matrices(per_step if mode == "per_step" else clip, views, updates), state
 
     def rolling_init(params: Params) -> NormalizeRmsState:
-        leaves, treedef = jax.tree.flatten(params)
-        views = leaf_views(params, weight_dimension_numbers)
-        nu = [
-            jnp.zeros((*view.viewed[: -len(view.axes)], *[1] * len(view.axes)), jnp.float32)
-            if leaf.size
-            else optax.MaskedNode()
-            for leaf, view in zip(leaves, views, strict=True)
-        ]
-        return NormalizeRmsState(jnp.zeros([], jnp.int32), treedef.unflatten(nu))
+        def zeros(view: MatrixView, x: jax.Array) -> jax.Array:
+            del x
+            return jnp.zeros((*view.viewed[: -len(view.axes)], *[1] * len(view.axes)), jnp.float32)
+
+        nu = map_matrices(zeros, matrix_views(params, weight_dimension_numbers), params, state=True)
+        return NormalizeRmsState(jnp.zeros([], jnp.int32), nu)
 
     def rolling(
         updates: Updates, state: NormalizeRmsState, params: Params | None = None
     ) -> tuple[Updates, NormalizeRmsState]:
         del params
-        leaves, treedef = jax.tree.flatten(updates)
+        views = matrix_views(updates, weight_dimension_numbers)
         count = jnp.asarray(optax.safe_increment(state.count))
         correction = 1.0 - decay ** count.astype(jnp.float32)
-        scaled, nus = [], []
-        views = leaf_views(updates, weight_dimension_numbers)
-        for view, x, nu in zip(views, leaves, treedef.flatten_up_to(state.nu), strict=True):
-            if x.size:
-                square = mean_square(view, x)
-                nu = jnp.where(jnp.isfinite(square), decay * nu + (1.0 - decay) * square, nu)
-                x = scale(view, x, 1.0 / jnp.sqrt(nu / correction + eps))
-            scaled.append(x)
-            nus.append(nu)
-        return treedef.unflatten(scaled), NormalizeRmsState(count, treedef.unflatten(nus))
+
+        def new_nu(view: MatrixView, x: jax.Array, nu: jax.Array) -> jax.Array:
+            square = mean_square(view, x)
+            return jnp.where(jnp.isfinite(square), decay * nu + (1.0 - decay) * square, nu)
+
+        def scaled(view: MatrixView, x: jax.Array, nu: jax.Array) -> jax.Array:
+            return scale(view, x, 1.0 / jnp.sqrt(nu / correction + eps))
+
+        nu = map_matrices(new_nu, views, updates, state.nu, state=True)
+        return map_matrices(scaled, views, updates, nu), NormalizeRmsState(count, nu)
 
     if mode == "rolling":
         return optax.GradientTransformation(rolling_init, rolling)  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ import jax
 import optax
 
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, leaf_views
+from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
+from celo2_harness.rule import MatrixView
 
 
 def scale_by_shape(
@@ -35,14 +36,11 @@ def scale_by_shape(
     Source: arXiv 2502.16982, section 2.2.
     """
 
+    def scaled(view: MatrixView, x: jax.Array) -> jax.Array:
+        return x * (rms * max(view.viewed[-2:]) ** 0.5) if view.is_matrix else x
+
     def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
-        leaves, treedef = jax.tree.flatten(updates)
-        views = leaf_views(updates, weight_dimension_numbers)
-        scaled = [
-            x * (rms * max(view.viewed[-2:]) ** 0.5) if view.is_matrix else x
-            for view, x in zip(views, leaves, strict=True)
-        ]
-        return treedef.unflatten(scaled), state
+        return map_matrices(scaled, matrix_views(updates, weight_dimension_numbers), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update_fn)  # type: ignore[arg-type]

@@ -1,33 +1,44 @@
-"""From trees that describe leaves to lists: the matrix view of every leaf, and how it lies on a mesh."""
+"""The matrix view of every leaf, functions over matrices, and how leaves lie on a mesh."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.sharding import NamedSharding
 from optax.contrib import MuonDimensionNumbers
 
-from celo2_harness._trees import is_function
-from celo2_harness._types import Params, Updates
+from celo2_harness._trees import bare_structure, is_function, unboxed
+from celo2_harness._types import Params, PyTree, Updates
 from celo2_harness.rule import MatrixView, default_view, view_from_axes
 
-# A tree of MuonDimensionNumbers or MatrixViews (None: published behaviour for that leaf), a function of the updates that
-# returns such a tree, or None for the published behaviour everywhere.
+# A tree of MuonDimensionNumbers or MatrixViews (None: published behaviour for that leaf), a function of the updates
+# that returns such a tree, or None for the published behaviour everywhere.
 WeightDimensionNumbers = Any | Callable[[Updates], Any] | None
 # A tree of NamedSharding like the updates, a function of the updates that returns one, or None: not on a mesh.
 LeafShardings = Any | Callable[[Updates], Any] | None
 
 
-def _is_specification(x: Any) -> bool:
-    return x is None or isinstance(x, (MuonDimensionNumbers, MatrixView))
+def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers) -> list[MatrixView]:
+    """How every leaf is seen as matrices; here Optax's `MuonDimensionNumbers` become `MatrixView`s.
 
+    Args:
+        updates: A tree of updates or parameters; only shapes are read.
+        weight_dimension_numbers: A tree of `MuonDimensionNumbers` or `MatrixView`s, a function of `updates` that
+            returns one, or None. None, or None at a leaf, is the published behaviour: the last two axes.
 
-def leaf_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers) -> list[MatrixView]:
-    """The view of every leaf of `updates`, in the order of `jax.tree.leaves`.
+    Returns:
+        One view per leaf, in the order of `jax.tree.leaves`.
 
     Raises:
-      ValueError: the tree of dimension numbers does not match, or a view does not fit its leaf.
+        ValueError: A leaf has no entry, or one that does not fit its shape.
+
+    Example:
+        >>> views = matrix_views({"conv": jnp.ones((3, 3, 4, 8))}, MuonDimensionNumbers((0, 1, 2), (3,)))
+        >>> views[0].viewed
+        (36, 8)
     """
     tree: Any = weight_dimension_numbers(updates) if is_function(weight_dimension_numbers) else weight_dimension_numbers
     leaves = dict(jax.tree_util.tree_flatten_with_path(updates)[0])
@@ -44,9 +55,51 @@ def leaf_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers
                 f"{name}: no entry in weight_dimension_numbers. Give a tree like the parameters, with a"
                 " MuonDimensionNumbers or None at every leaf."
             )
-        specification = specifications[path]
-        views.append(_resolve(leaf.shape, specification, name))
+        views.append(_resolve(leaf.shape, specifications[path], name))
     return views
+
+
+def map_matrices(
+    function: Callable[..., Any], views: Sequence[MatrixView], tree: PyTree, *rest: PyTree, state: bool = False
+) -> PyTree:
+    """Applies a function to every leaf of a tree together with the leaf's matrix view.
+
+    Args:
+        function: Takes a view, the leaf of `tree` and the corresponding parts of `rest`; returns the new leaf. It does
+            not see leaves of size zero.
+        views: What `matrix_views` gives for `tree`.
+        tree: A tree of arrays.
+        rest: Trees that have at every leaf of `tree` an array, or a tree of their own.
+        state: The result is optimizer state of other shapes than the leaves. It has `optax.MaskedNode()` for leaves of
+            size zero, and no metadata of other libraries.
+
+    Returns:
+        A tree of the structure of `tree`.
+
+    Example:
+        >>> updates = {"w": jnp.ones((2, 4)), "b": jnp.ones(3)}
+        >>> views = matrix_views(updates, None)
+        >>> scaled = map_matrices(lambda view, x: 2.0 * x if view.is_matrix else x, views, updates)
+        >>> float(jnp.sum(scaled["w"])), float(jnp.sum(scaled["b"]))
+        (16.0, 3.0)
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    bare = bare_structure(treedef)
+    columns = [map(unboxed, bare.flatten_up_to(other)) for other in rest]
+    results = [
+        function(view, x, *others) if x.size else optax.MaskedNode() if state else x
+        for view, x, *others in zip(views, leaves, *columns, strict=True)
+    ]
+    return (bare if state else treedef).unflatten(results)
+
+
+def zeros_like_params(params: Params, dtype: Any = jnp.float32) -> PyTree:
+    """A tree of zeros like the parameters, of the state's own dtype; `optax.MaskedNode()` for leaves of size zero."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype) if x.size else optax.MaskedNode(), params)
+
+
+def _is_specification(x: Any) -> bool:
+    return x is None or isinstance(x, (MuonDimensionNumbers, MatrixView))
 
 
 def _resolve(shape: tuple[int, ...], specification: MuonDimensionNumbers | MatrixView | None, name: str) -> MatrixView:
@@ -60,6 +113,17 @@ def _resolve(shape: tuple[int, ...], specification: MuonDimensionNumbers | Matri
             " that is updated."
         )
     return specification
+
+
+def optax_dimension_numbers(weight_dimension_numbers: WeightDimensionNumbers) -> WeightDimensionNumbers:
+    """The same dimension numbers in Optax's type alone, for blocks of Optax."""
+    if is_function(weight_dimension_numbers):
+        return lambda updates: optax_dimension_numbers(weight_dimension_numbers(updates))
+
+    def translate(x: Any) -> Any:
+        return MuonDimensionNumbers(x.reduction_axis, x.output_axis) if isinstance(x, MatrixView) else x
+
+    return jax.tree.map(translate, weight_dimension_numbers, is_leaf=_is_specification)
 
 
 def leaf_shardings(updates: Params, shardings: LeafShardings) -> list[NamedSharding] | None:

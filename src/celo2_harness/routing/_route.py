@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from optax.contrib import MuonDimensionNumbers
 
 from celo2_harness._types import PyTree
 from celo2_harness.routing._leaves import Leaf, leaves_of
@@ -128,7 +129,7 @@ def label_params(
 def view_params(
     params: PyTree, rules: Sequence[RuleLike] = (), *, strict: bool = False, per_head: bool = False
 ) -> PyTree:
-    """The matrix view of every leaf.
+    """The matrix view of every leaf in Optax's type, as `optax.contrib.muon` and the blocks take it.
 
     Args:
         params: a tree of parameters, see `route`.
@@ -137,15 +138,17 @@ def view_params(
         per_head: treat each attention head as a matrix of its own.
 
     Returns:
-        A tree of the structure of `params` with a `MatrixView` for every leaf, or None for scalars and plain vectors.
+        A tree of the structure of `params` with a `optax.contrib.MuonDimensionNumbers` for every leaf, or None for
+        scalars and plain vectors.
 
     Raises:
         ValueError: as `route` does.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> view_params({"query": {"kernel": jnp.zeros((16, 4, 8))}}, per_head=True)["query"]["kernel"].viewed
-        (4, 16, 8)
+        >>> view_params({"query": {"kernel": jnp.zeros((16, 4, 8))}}, per_head=True)["query"]["kernel"]
+        MuonDimensionNumbers(reduction_axis=(0,), output_axis=(2,))
     """
     routes = route(params, rules, strict=strict, per_head=per_head)
-    return jax.tree.map(lambda found: found.view, routes)
+    numbers = lambda view: view and MuonDimensionNumbers(view.reduction_axis, view.output_axis)
+    return jax.tree.map(lambda found: numbers(found.view), routes)

@@ -63,7 +63,8 @@ class Batch:
             parts = [view.apply(leaf).reshape(-1, *self.matrix) for view, leaf in zip(self.views, leaves, strict=True)]
             return _join(parts)
         flat = [view.apply(leaf).reshape(-1) for view, leaf in zip(self.views, leaves, strict=True)]
-        strides = [((1, _matrix(view)[1]) if self._turned(view) else (_matrix(view)[-1], 1)) for view in self.views]
+        rowwise = [(*_matrix(view)[1:], 1) for view in self.views]
+        strides = [x[::-1] if self._turned(view) else x for view, x in zip(self.views, rowwise, strict=True)]
         return _gather(_join(flat), self.lengths, np.repeat(np.array(strides), self.counts, axis=0), self.matrix)
 
     def stack_thin(self, moments: Sequence[Shaped[Array, "..."]], axis: int) -> Shaped[Array, "..."]:
@@ -95,7 +96,8 @@ class Batch:
         lengths = [self._lengths(view)[axis] for view in self.views]
         parts = self._parts(x, [(length,) for length in lengths])
         return [
-            part.reshape(*view.viewed[:-2], length) for view, part, length in zip(self.views, parts, lengths, strict=True)
+            part.reshape(*view.viewed[:-2], length)
+            for view, part, length in zip(self.views, parts, lengths, strict=True)
         ]
 
     def _turned(self, view: MatrixView) -> bool:
@@ -108,16 +110,16 @@ class Batch:
 
     def _parts(self, x: jax.Array, lengths: Sequence[Shape]) -> list[jax.Array]:
         """Each leaf's matrices, without padding."""
-        starts = itertools.accumulate(self.counts, initial=0)
+        ends = itertools.accumulate(self.counts)
         return [
-            jax.lax.slice(x, (start, *[0] * len(length)), (start + count, *length))
-            for start, count, length in zip(starts, self.counts, lengths)
+            jax.lax.slice(x, (end - count, *[0] * len(length)), (end, *length))
+            for end, count, length in zip(ends, self.counts, lengths, strict=True)
         ]
 
 
 def stackable(view: MatrixView) -> bool:
     """Whether the leaf is no more than matrices with rows and columns factored, or vectors."""
-    return view.factored_over is None and not view.whole
+    return not view.whole and view.factored == dataclasses.replace(view, factored_over=None).factored
 
 
 def plan_batches(
@@ -125,9 +127,9 @@ def plan_batches(
     chosen: Iterable[int],
     key: Callable[[int], Hashable] = lambda position: None,
     *,
-    cost: Callable[[Shape], float] = math.prod,
-    join_below: float,
-    largest: float,
+    cost: Callable[[Shape], float | int] = math.prod,
+    join_below: float | int,
+    largest: float | int,
 ) -> list[Batch]:
     """Sorts leaves into batches.
 
@@ -154,7 +156,10 @@ def plan_batches(
 
 
 def _joined_shapes(
-    shapes: dict[Shape, list[int]], views: Sequence[MatrixView], cost: Callable[[Shape], float], join_below: float
+    shapes: dict[Shape, list[int]],
+    views: Sequence[MatrixView],
+    cost: Callable[[Shape], float | int],
+    join_below: float | int,
 ) -> list[list[int]]:
     """Leaves by shape, larger shapes first; each shape joins the one before it that it is cheapest to pad to."""
     groups: list[tuple[Shape, list[int]]] = []
@@ -176,7 +181,7 @@ def _joined_shapes(
 
 
 def _portions(
-    members: Sequence[int], views: Sequence[MatrixView], cost: Callable[[Shape], float], largest: float
+    members: Sequence[int], views: Sequence[MatrixView], cost: Callable[[Shape], float | int], largest: float | int
 ) -> list[list[int]]:
     """The members in order, as many at a time as cost less than `largest`."""
     portions: list[list[int]] = []

@@ -41,7 +41,7 @@ class LeafResult(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """Per leaf the raw direction (float32, to be subtracted) and the new accumulators, and `done` as in `LeafResult`."""
+    """Per leaf the raw direction (float32, to be subtracted) and the new accumulators; `done` as in `LeafResult`."""
 
     directions: list[Float[Array, "..."]]
     moments: list[Moments]
@@ -226,7 +226,7 @@ def _direction(
         return jnp.zeros(view.viewed, jnp.float32), jnp.zeros([], jnp.float32)
 
     # The branch also keeps XLA from fusing the accumulators into what reads them: then old and new ones would both be
-    # needed, and on CPU the hidden units would become planes (docs/negative-results.md).
+    # needed, and on CPU the hidden units would become planes (docs/research/negative-results.md).
     return jax.lax.cond(jnp.any(seen), evaluate, nothing, gradient, parameter, moments)
 
 

@@ -20,9 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from celo2_harness import plugins
-from celo2_harness._runs import replace_file
 from celo2_harness.rule.config import CELO2_CONFIG, Normalization, RuleConfig, Theta
 from celo2_harness.rule.features import FEATURES, channel_counts
+from celo2_harness.weights.files import replace_file
 
 FORMAT = "celo2-harness weights"
 VERSION = 1

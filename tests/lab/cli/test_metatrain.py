@@ -14,10 +14,10 @@ import tyro
 from helpers import META_IMAGES, META_LABELS, TINY, assert_trees_equal
 
 import celo2_harness as c2
-from celo2_harness._runs import lock_folder
 from celo2_harness.lab.cli import metatrain
 from celo2_harness.lab.cli.main import main
 from celo2_harness.lab.metatrain import MetaTrainConfig
+from celo2_harness.lab.training.locks import lock_folder
 
 # As META_CONFIG, so that compiled programs are shared with other files.
 OPTIONS = """
@@ -205,7 +205,6 @@ def test_a_resumed_run_takes_as_many_devices(tmp_path, monkeypatch):
 
 # Commands of the page that are not run, and why.
 NOT_RUN = {
-    **{f"celo2 data prepare {name} --out images": "fetches" for name in ("mnist", "fashion_mnist", "cifar10", "svhn")},
     "celo2 data prepare /usr/share/datasets/fashion-mnist --out images": "needs a package of Debian",
 }
 # What makes the others small; the last of two equal options holds.
@@ -219,7 +218,7 @@ SHRUNK = {
 
 @pytest.mark.slow
 def test_shell_examples_of_the_page(data, tmp_path, monkeypatch):
-    """Every command in a block of docs/meta-training.md does its work at a small size, in the order of the page."""
+    """Every command in a block of the page on meta-training does its work at a small size, in the order of the page."""
     root = Path(__file__).parents[3]
     blocks = re.findall(
         r"^```sh\n(.*?)^```", (root / "docs" / "meta-training.md").read_text(), re.MULTILINE | re.DOTALL

@@ -20,7 +20,7 @@ def main(out, devices, *distributed):
     from helpers import META_CONFIG, META_IMAGES, META_LABELS
 
     from celo2_harness.lab.metatrain import init_metatrain, metatrain_step, place_data, task_mesh
-    from celo2_harness.lab.tasks.images import ImageSets
+    from celo2_harness.lab.tasks import ImageSets
 
     config = dataclasses.replace(
         META_CONFIG, variant="ortho", widths=(64, 4, 10), tasks_per_set=4, truncation=10, shortest_unroll=10

@@ -16,8 +16,8 @@ from celo2_harness.lab.metatrain.augmentation import AUGMENTATIONS, draw_log_alp
 from celo2_harness.lab.metatrain.inner import INNER_SCHEDULES, ImageProblem, image_groups, kernel_view
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.lab.metatrain.update import LearnedState
+from celo2_harness.lab.tasks import ImageSets
 from celo2_harness.lab.tasks.image_mlp import Layer, init_mlp, mlp_loss
-from celo2_harness.lab.tasks.images import ImageSets
 from celo2_harness.rule import default_view
 
 CONFIG = MetaTrainConfig(rule=TINY_CONFIG, hidden=2, batch=4, widths=(64, 3, 10))

@@ -25,7 +25,7 @@ from celo2_harness.lab.metatrain import (
 )
 from celo2_harness.lab.metatrain.outer import OUTER_OPTIMIZERS, OUTER_SCHEDULES, outer_optimizer
 from celo2_harness.lab.metatrain.tasks import check_spread
-from celo2_harness.lab.tasks.images import ImageSets
+from celo2_harness.lab.tasks import ImageSets
 
 DATA = ImageSets(
     images=jnp.asarray(META_IMAGES.reshape(20, 64)),

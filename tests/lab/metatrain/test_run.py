@@ -15,9 +15,10 @@ from helpers import META_CONFIG as CONFIG
 from helpers import assert_trees_close, assert_trees_equal
 
 import celo2_harness as c2
-from celo2_harness._runs import InUseError, lock_folder
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.metatrain import RunError, run_metatrain, saved_run, task_mesh
 from celo2_harness.lab.metatrain import run as run_module
+from celo2_harness.lab.training.locks import lock_folder
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_one_process_per_folder(images, tmp_path):
     """flock is of the open file, so that a second one in this process stands for another process."""
     with (
         lock_folder(tmp_path),
-        pytest.raises(InUseError, match=r"another process works in this folder .process \d+\)"),
+        pytest.raises(InputError, match=r"another process works in this folder .process \d+\)"),
     ):
         run_metatrain(CONFIG, images, tmp_path)
     assert run_metatrain(CONFIG, images, tmp_path, stop=lambda: True) is None

@@ -15,7 +15,6 @@ import pytest
 from helpers import META_CONFIG, assert_trees_equal
 
 import celo2_harness as c2
-from celo2_harness import _runs
 from celo2_harness.lab.metatrain import (
     Evaluation,
     RunError,
@@ -26,6 +25,7 @@ from celo2_harness.lab.metatrain import (
     run_metatrain,
     select_weights,
 )
+from celo2_harness.weights import files as _runs
 
 CONFIG = dataclasses.replace(META_CONFIG, iterations=4)
 EVERY = {"log_every": 1, "checkpoint_every": 1}

@@ -24,8 +24,7 @@ from celo2_harness.lab.metatrain.inner import ImageProblem, batch_weights
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.lab.metatrain.text import TEXT_MODEL, TextProblem, text_classes
 from celo2_harness.lab.metatrain.update import AdamState, LearnedState
-from celo2_harness.lab.tasks import GPTConfig, gpt_loss, init_gpt, split_text
-from celo2_harness.lab.tasks.images import ImageSets
+from celo2_harness.lab.tasks import GPTConfig, ImageSets, gpt_loss, init_gpt, split_text
 from celo2_harness.lab.tasks.text import byte_classes
 from celo2_harness.lab.tasks.tiny_gpt import TinyGPTConfig, init_tiny_gpt, tiny_gpt_losses
 

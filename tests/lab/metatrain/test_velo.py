@@ -14,8 +14,8 @@ from celo2_harness.lab.metatrain import RunError, load_portable, run_metatrain, 
 from celo2_harness.lab.metatrain.evaluations import Evaluation
 from celo2_harness.lab.metatrain.inner import ImageProblem
 from celo2_harness.lab.metatrain.problem import Clock
+from celo2_harness.lab.tasks import ImageSets
 from celo2_harness.lab.tasks.image_mlp import Layer, mlp_loss
-from celo2_harness.lab.tasks.images import ImageSets
 from celo2_harness.velo import VELO_S, VeloTheta, load_velo_weights, save_velo_weights, velo
 
 CONFIG = dataclasses.replace(META_CONFIG, variant="velo_s")

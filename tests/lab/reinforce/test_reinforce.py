@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from celo2_harness._runs import lock_folder
 from celo2_harness.lab.reinforce import ActorCriticConfig, ConvolutionConfig, PPOConfig, make_environments
 from celo2_harness.lab.suites import (
     InputError,
@@ -17,6 +16,7 @@ from celo2_harness.lab.suites import (
     init_ppo,
     reinforce,
 )
+from celo2_harness.lab.training.locks import lock_folder
 
 # One shape and one optimizer for nearly all tests: compiling takes longer than running.
 PPO = PPOConfig(environments=8, rollout=32, clip=0.2)

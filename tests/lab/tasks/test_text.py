@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celo2_harness.lab.tasks import default_text, read_text, sample_windows, split_text, spread_windows
+from celo2_harness.lab.tasks import Text, default_text, read_text, split_text
 
 
 def test_default_text_is_english_and_long_enough_for_every_model():
@@ -34,27 +34,23 @@ def test_the_size_asked_for_is_the_smallest_that_will_do():
 
 
 def test_batches_are_a_function_of_seed_and_step():
-    data = default_text(64).train
-    first = sample_windows(data, seed=1, step=7, batch_size=4, context=64)
-    np.testing.assert_array_equal(first, sample_windows(data, seed=1, step=7, batch_size=4, context=64))
-    assert (first != sample_windows(data, seed=1, step=8, batch_size=4, context=64)).any()
-    assert (first != sample_windows(data, seed=2, step=7, batch_size=4, context=64)).any()
+    text = default_text(64)
+    first = text.sample(seed=1, step=7, count=4, context=64)
+    np.testing.assert_array_equal(first, text.sample(seed=1, step=7, count=4, context=64))
+    assert (first != text.sample(seed=1, step=8, count=4, context=64)).any()
+    assert (first != text.sample(seed=2, step=7, count=4, context=64)).any()
 
 
 def test_training_windows_reach_both_ends_and_never_the_held_out_part():
-    # The held-out part is all ones and the rest zeros, so that a single byte too far would show.
-    text = split_text(bytes(180) + b"\x01" * 20, "text", context=16)
-    windows = sample_windows(text.train, seed=0, step=0, batch_size=5000, context=16)
-    assert windows.max() == 0
-    assert spread_windows(text.held_out, context=16, max_predictions=1000).min() == 1
-    positions = np.arange(180, dtype=np.uint8)
-    windows = sample_windows(positions, seed=0, step=0, batch_size=5000, context=16)
+    text = Text("numbers", np.arange(180, dtype=np.uint8), np.full(20, 200, np.uint8))
+    windows = text.sample(seed=0, step=0, count=5000, context=16)
     assert windows.min() == 0 and windows.max() == 179
+    assert text.spread(context=16, most=1000).min() == 200
 
 
 @pytest.mark.parametrize(("size", "most", "count"), [(100, 1000, 11), (100, 30, 3), (10, 1, 1), (11, 1000, 1)])
 def test_held_out_windows_are_spread_from_end_to_end(size, most, count):
-    windows = spread_windows(np.arange(size, dtype=np.uint8), context=9, max_predictions=most)
+    windows = Text("numbers", np.zeros(1, np.uint8), np.arange(size, dtype=np.uint8)).spread(context=9, most=most)
     assert windows.shape == (count, 10)
     assert windows[0, 0] == 0
     assert windows[-1, -1] == size - 1 or count == 1

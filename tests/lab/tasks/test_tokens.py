@@ -17,8 +17,8 @@ from celo2_harness.lab.cli.main import main
 from celo2_harness.lab.tasks import (
     TOKEN_MODELS,
     GPTConfig,
+    LanguageModel,
     Task,
-    TokenLanguageModel,
     gpt_loss,
     init_gpt,
     make_task,
@@ -138,7 +138,7 @@ def test_held_out_windows_are_spread_without_overlap(tmp_path):
 
 
 def test_loss_falls(shards):
-    task = TokenLanguageModel(TINY, open_tokens(shards, 8), 16)
+    task = LanguageModel(TINY, open_tokens(shards, 8), 16)
     assert isinstance(task, Task) and len({task, task}) == 1
     assert task.tokens_per_batch == 128 and task.unit == "nats per token"
     tx = optax.adam(1e-2)
@@ -152,10 +152,10 @@ def test_loss_falls(shards):
 
 
 def test_descriptions_tell_data_apart(shards, tmp_path):
-    task = TokenLanguageModel(TINY, open_tokens(shards, 8), 16)
+    task = LanguageModel(TINY, open_tokens(shards, 8), 16)
     described = task.describe()
     assert json.loads(json.dumps(described)) == described
-    assert described == TokenLanguageModel(TINY, open_tokens(shards, 8), 16).describe()
+    assert described == LanguageModel(TINY, open_tokens(shards, 8), 16).describe()
     _handmade(tmp_path, [range(20)], [range(20)])
     assert dataclasses.replace(task, data=open_tokens(tmp_path, 8)).describe() != described
     assert dataclasses.replace(task, batch_size=15).describe() != described

@@ -1,28 +1,24 @@
 """What `celo2 train` and `celo2 evaluate` survive: crashes at any write, full disks, clocks, other processes."""
 
-import errno
 import itertools
 import json
 import os
 import subprocess
 import time
-from types import SimpleNamespace
 
 import optax
 import pytest
 
-from celo2_harness import _runs
 from celo2_harness.lab.suites import (
     Contender,
     InputError,
     Suite,
     TrainConfig,
     run_suite,
-    runner,
     train,
 )
 from celo2_harness.lab.suites.suite import Search, SuiteOptimizer, SuiteTask
-from celo2_harness.lab.training import checkpoints
+from celo2_harness.lab.training.locks import lock_folder
 
 CONFIG = TrainConfig(steps=12, seed=1, eval_every=4, log_every=1, checkpoint_every=3)
 TX = optax.adamw(1e-2)
@@ -79,42 +75,6 @@ def wanted(task, tmp_path_factory):
     return found
 
 
-@commands
-def test_a_crash_at_any_write(command, task, wanted, tmp_path, monkeypatch):
-    """Before or after a file is replaced, a checkpoint is complete, or a finished run's checkpoints are removed."""
-    run, result = COMMANDS[command]
-    countdown, crashes, after = 0, 0, False
-
-    def crashing(function):
-        def call(*arguments, **options):
-            nonlocal countdown
-            countdown -= 1
-            if countdown >= 0:
-                return function(*arguments, **options)
-            if after:
-                function(*arguments, **options)
-            raise Crash
-
-        return call
-
-    replaced = SimpleNamespace(**{**vars(os), "replace": crashing(os.replace)})
-    monkeypatch.setattr(_runs, "os", replaced)
-    monkeypatch.setattr(checkpoints, "_checksums", crashing(checkpoints._checksums))
-    monkeypatch.setattr(runner, "append_record", crashing(runner.append_record))
-    monkeypatch.setattr(runner, "_clear", crashing(runner._clear))
-    done = False
-    while not done:
-        countdown, after = crashes % 4, bool(crashes % 2)
-        try:
-            done = bool(run(task, tmp_path))
-        except Crash:
-            crashes += 1
-        assert crashes < 60
-    assert crashes >= 4
-    assert result(tmp_path) == wanted[command]
-    assert not list((tmp_path / "unfinished").glob("*"))
-
-
 def test_a_checkpoint_without_its_list_is_none(task, wanted, tmp_path):
     """A kill between the two leaves a checkpoint that Orbax takes for whole."""
     run_train(task, tmp_path)
@@ -154,22 +114,6 @@ def test_a_disk_that_can_only_be_read(command, task, small_disk):
 
 
 @commands
-def test_a_failing_disk_is_no_fault_of_the_optimizer(command, task, wanted, tmp_path, monkeypatch):
-    """Nothing is recorded as failed, and the next process goes on."""
-    run, result = COMMANDS[command]
-
-    def full(descriptor):
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_runs, "os", SimpleNamespace(**{**vars(os), "fsync": full}))
-        with pytest.raises(InputError, match="cannot write to .*Input/output error.*(safe)"):
-            run(task, tmp_path)
-    assert run(task, tmp_path)
-    assert result(tmp_path) == wanted[command]
-
-
-@commands
 def test_a_clock_that_runs_backwards(command, task, wanted, tmp_path, monkeypatch):
     run, result = COMMANDS[command]
     seconds = itertools.count(2e9, -3600.0)
@@ -192,7 +136,7 @@ def test_a_second_process_is_refused(task, tmp_path):
     """Suites share a folder by claims; a run of `celo2 train` has it alone."""
     run_train(task, tmp_path, should_stop=lambda: True)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    with _runs.lock_folder(tmp_path), pytest.raises(InputError, match=f"another process works in .*{os.getpid()}"):
+    with lock_folder(tmp_path), pytest.raises(InputError, match=f"another process works in .*{os.getpid()}"):
         run_train(task, tmp_path, resume=True)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert run_train(task, tmp_path, resume=True).status == "finished"

@@ -122,7 +122,7 @@ def test_a_run_with_other_settings_is_refused(task, finished):
 def test_a_checkpoint_of_another_model_is_refused_leaf_by_leaf(task, tmp_path):
     run(task, tmp_path, should_stop=stop_after(3))
     before = snapshot(tmp_path)
-    wider = LanguageModel(GPTConfig(32, 1, 2, context=8), task.text, task.batch_size)
+    wider = LanguageModel(GPTConfig(32, 1, 2, context=8), task.data, task.batch_size)
     with pytest.raises(InputError, match=r"checkpoint .*/3 is of another run: .* is float32\[16, 16\] there and"):
         run(wider, tmp_path, resume=True)
     with pytest.raises(InputError, match=r"is absent there|and absent here"):

@@ -12,7 +12,7 @@ from celo2_harness.blocks import Celo2State
 from celo2_harness.blocks.direction import moment_shardings
 from celo2_harness.blocks.orthogonalize import LARGEST_STACKED
 from celo2_harness.blocks.spread import plan_rounds
-from celo2_harness.blocks.views import leaf_views
+from celo2_harness.blocks.views import matrix_views
 from celo2_harness.routing import route
 from celo2_harness.sharding import like_parameters, parameter_shardings
 
@@ -77,7 +77,8 @@ def estimate_update(
     def learned(part: Celo2State) -> int:
         paths = path_of(part.nu)
         moments = [
-            moment_shardings(view, place_of[path]) for path, view in zip(paths, leaf_views(part.nu, views), strict=True)
+            moment_shardings(view, place_of[path])
+            for path, view in zip(paths, matrix_views(part.nu, views), strict=True)
         ]
         treedef = jax.tree.structure(part.nu)
         total = 0
@@ -97,7 +98,7 @@ def estimate_update(
     parameters = sum(jax.tree.leaves(jax.tree.map(_bytes, shapes, places)))
     flat = path_of(shapes)
     hidden = {path: x for path, x in flat.items() if orthogonalized and route_of[path].label == "hidden"}
-    matrix_views = [leaf_views(x, route_of[path].view)[0] for path, x in hidden.items()]
+    matrix_views = [matrix_views(x, route_of[path].view)[0] for path, x in hidden.items()]
     rounds = plan_rounds(list(hidden.values()), matrix_views, [place_of[path] for path in hidden], LARGEST_STACKED)
     return Estimate(
         parameters=parameters,

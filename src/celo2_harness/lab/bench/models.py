@@ -68,7 +68,7 @@ def _gpt(name: str) -> Any:
     return jax.eval_shape(lambda key: init_gpt(MODELS[name], key), jax.random.key(0))
 
 
-# Name -> shapes. "blocks" is the tree that the figures of docs/performance.md are about.
+# Name -> shapes. "blocks" is the tree that the figures of docs/research/performance.md are about.
 MODEL_SHAPES: dict[str, Callable[[], Any]] = {
     "blocks": partial(matrix_blocks, 512, 4),
     "blocks-1m": partial(matrix_blocks, 256, 1),

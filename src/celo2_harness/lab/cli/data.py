@@ -6,20 +6,18 @@ from pathlib import Path
 import tyro
 
 from celo2_harness.lab.cli._setup import input_errors
-from celo2_harness.lab.tasks.images import prepare_image_sets
+from celo2_harness.lab.tasks import prepare_image_sets
 
 
 @dataclass(frozen=True)
 class Config:
     """Shrink image sets to 8x8 grey NAME_8x8.npz files, which --data of celo2 metatrain takes.
 
-    Pixels become exact area means. mnist, fashion_mnist, cifar10, svhn and hf:// names are fetched from the Hugging
-    Face hub; nothing else uses the network.
+    Pixels become exact area means.
     """
 
     source: tyro.conf.Positional[str]
-    """mnist, fashion_mnist, cifar10, svhn, hf://owner/name, a folder saved by the datasets library, a folder or file of
-    IDX images, a folder of npz files, or digits."""
+    """A folder of IDX images, a folder of npz files, or digits."""
     out: Path = Path("images")
     """Folder of the files; made where missing."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from celo2_harness._version import __version__
-from celo2_harness.lab.training.errors import InputError
+from celo2_harness.lab.errors import InputError
 
 _INSTALL = "pip install 'celo2-harness[cli,train]'"
 

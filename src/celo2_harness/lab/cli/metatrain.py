@@ -34,8 +34,7 @@ class Config:
     """
 
     data: str = "digits"
-    """digits (scikit-learn's), a folder of NAME_8x8.npz files (see celo2 data prepare), a folder or file of IDX images,
-    hf://owner/name, or a folder saved by the datasets library."""
+    """digits (scikit-learn's), a folder of NAME_8x8.npz files (see celo2 data prepare), or a folder of IDX images."""
     sets: tuple[str, ...] = ()
     """Image sets of the source; by default all."""
     inner_text: Path | None = None

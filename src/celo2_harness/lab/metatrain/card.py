@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from celo2_harness._runs import replace_file
 from celo2_harness.lab.metatrain.learned import AnyWeights, save_rule
+from celo2_harness.weights.files import replace_file
 
 
 def write_weights(path: Path, weights: AnyWeights) -> None:

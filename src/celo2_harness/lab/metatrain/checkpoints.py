@@ -19,12 +19,12 @@ import flax.serialization
 import jax
 import numpy as np
 
-from celo2_harness._runs import replace_file
 from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.errors import RunError
 from celo2_harness.lab.metatrain.learned import LEARNED
 from celo2_harness.lab.metatrain.outer import MetaTrainState
 from celo2_harness.rule import RuleConfig
+from celo2_harness.weights.files import replace_file
 
 KEEP = 2
 """How many checkpoints a run folder keeps."""

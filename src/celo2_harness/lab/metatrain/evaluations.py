@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness._runs import first_difference, replace_file
 from celo2_harness.lab.metatrain.card import write_weights
 from celo2_harness.lab.metatrain.errors import RunError
 from celo2_harness.lab.metatrain.learned import AnyWeights, load_rule, save_rule
+from celo2_harness.lab.training.settings import first_difference
+from celo2_harness.weights.files import replace_file
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 SNAPSHOT_FOLDER = "snapshots"

@@ -8,7 +8,7 @@ from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.inner import image_groups
 from celo2_harness.lab.metatrain.problem import TaskGroup
 from celo2_harness.lab.metatrain.text import TextProblem
-from celo2_harness.lab.tasks.images import ImageSets
+from celo2_harness.lab.tasks import ImageSets
 
 TEXT_SET = "text"
 """What the text is called beside the names of image sets."""

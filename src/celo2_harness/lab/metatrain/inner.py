@@ -15,8 +15,9 @@ from celo2_harness.lab.metatrain.inner_schedules import INNER_SCHEDULES
 from celo2_harness.lab.metatrain.learned import LEARNED, InnerStep
 from celo2_harness.lab.metatrain.problem import Clock, TaskGroup
 from celo2_harness.lab.metatrain.update import Views
+from celo2_harness.lab.tasks import ImageSets
+from celo2_harness.lab.tasks.image_files import CLASSES
 from celo2_harness.lab.tasks.image_mlp import init_mlp, mlp_loss
-from celo2_harness.lab.tasks.images import CLASSES, ImageSets
 from celo2_harness.rule import MatrixView, default_view
 
 

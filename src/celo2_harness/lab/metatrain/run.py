@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from celo2_harness._runs import first_difference, lock_folder, provenance, replace_file
 from celo2_harness.lab.metatrain.card import write_weights
 from celo2_harness.lab.metatrain.checkpoints import (
     CHECKPOINT_FOLDER,
@@ -42,9 +41,13 @@ from celo2_harness.lab.metatrain.outer import (
 from celo2_harness.lab.metatrain.processes import agreed, gathered, is_first
 from celo2_harness.lab.metatrain.tasks import fitting_mesh
 from celo2_harness.lab.metatrain.text import TEXT_MODEL, text_classes
-from celo2_harness.lab.tasks.images import ImageSets, load_image_sets
+from celo2_harness.lab.tasks import ImageSets, load_image_sets
 from celo2_harness.lab.tasks.text import default_text, read_text
+from celo2_harness.lab.training.locks import lock_folder
+from celo2_harness.lab.training.provenance import provenance
+from celo2_harness.lab.training.settings import first_difference
 from celo2_harness.velo import VeloWeights
+from celo2_harness.weights.files import replace_file
 
 METRICS_FILE = "metrics.jsonl"
 WEIGHTS_FILE = "weights.celo2"
@@ -142,7 +145,7 @@ def run_metatrain(
       ValueError: an unusable text.
       RunError: the folder holds a run (without `resume`), none (with it), or a run of another config or data; or it
         cannot be written. The checkpoints in it stay whole in every case.
-      InUseError: another process works in the folder.
+      InputError: another process works in the folder.
     """
     for name, value in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         if value < 1:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.reinforce import ActorCriticConfig, Environments, PPOConfig
 from celo2_harness.lab.reinforce.train import PPOProgress, fit_ppo, init_ppo
 from celo2_harness.lab.suites.records import (
@@ -19,12 +20,11 @@ from celo2_harness.lab.suites.records import (
     prepare_folder,
     provenance,
     read_lines,
-    work_alone,
     write_line,
     write_lines,
 )
-from celo2_harness.lab.training.checkpoints import Checkpoints, refuse_difference
-from celo2_harness.lab.training.errors import InputError
+from celo2_harness.lab.training.locks import lock_folder
+from celo2_harness.lab.training.orbax import Checkpoints, refuse_difference
 from celo2_harness.lab.training.train import CHECKPOINTS, METRICS, holds_run, saved_options
 
 LAST_EPISODES = 100
@@ -126,7 +126,7 @@ def reinforce(
     if resume:
         saved_options(folder)  # refuses a folder without a run
     prepare_folder(folder)
-    with work_alone(folder):
+    with lock_folder(folder):
         return _locked(
             environments,
             network,

@@ -1,5 +1,6 @@
 """Training runs and fair comparisons of optimizers, with their records and pictures."""
 
+from celo2_harness.lab.errors import InputError as InputError
 from celo2_harness.lab.reinforce.run import ReinforceConfig as ReinforceConfig
 from celo2_harness.lab.reinforce.run import ReinforceResult as ReinforceResult
 from celo2_harness.lab.reinforce.run import reinforce as reinforce
@@ -41,8 +42,6 @@ from celo2_harness.lab.suites.suite import load_suite as load_suite
 from celo2_harness.lab.suites.suite import read_optimizer as read_optimizer
 from celo2_harness.lab.suites.suite import read_suite as read_suite
 from celo2_harness.lab.suites.suite import suites as suites
-from celo2_harness.lab.training.checkpoints import Checkpoints as Checkpoints
-from celo2_harness.lab.training.errors import InputError as InputError
 from celo2_harness.lab.training.interrupt import StopSignals as StopSignals
 from celo2_harness.lab.training.loop import Progress as Progress
 from celo2_harness.lab.training.loop import TrainState as TrainState
@@ -51,6 +50,7 @@ from celo2_harness.lab.training.loop import fit as fit
 from celo2_harness.lab.training.loop import init_state as init_state
 from celo2_harness.lab.training.loop import train_step as train_step
 from celo2_harness.lab.training.loop import tree_bytes as tree_bytes
+from celo2_harness.lab.training.orbax import Checkpoints as Checkpoints
 from celo2_harness.lab.training.placed import PlacedTask as PlacedTask
 from celo2_harness.lab.training.train import TrainConfig as TrainConfig
 from celo2_harness.lab.training.train import TrainResult as TrainResult

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.records import append_record, prepare_folder, provenance, read_lines
 from celo2_harness.lab.suites.single import Contender, run_once, run_settings, settings_key
 from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.errors import InputError
 from celo2_harness.lab.training.loop import Progress
 
 RUNS = "compare.jsonl"

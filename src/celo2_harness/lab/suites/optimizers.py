@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import optax
 
 from celo2_harness._types import Params
-from celo2_harness.lab.training.errors import InputError
+from celo2_harness.lab.errors import InputError
 
 Schedule = Callable[[Any], Any]
 Mask = Callable[[Params], Any]

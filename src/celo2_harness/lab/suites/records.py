@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from celo2_harness._runs import InUseError, lock_folder, replace_file
-from celo2_harness._runs import provenance as provenance
-from celo2_harness.lab.training.errors import InputError
+from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.training.provenance import provenance as provenance
+from celo2_harness.weights.files import replace_file
 
 
 def finite_or_none(value: float) -> float | None:
@@ -34,23 +34,6 @@ def prepare_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"out: cannot write to {folder}: {error.strerror or error}; choose another folder") from None
-
-
-@contextmanager
-def work_alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder.
-
-    Args:
-        folder: It must be there.
-
-    Raises:
-        InputError: if another process works in it.
-    """
-    try:
-        with lock_folder(folder):
-            yield
-    except InUseError as error:
-        raise InputError(str(error)) from None
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness._runs import replace_file
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.pictures import Picture
 from celo2_harness.lab.suites.tables import Table, to_html, to_markdown
-from celo2_harness.lab.training.errors import InputError
+from celo2_harness.weights.files import replace_file
 
 PAGE = "report.html"
 _MARKER = re.compile(r"<!-- report: (?P<title>[^\n]+?) -->\n.*?<!-- end of report -->", re.DOTALL)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.compare import RUNS as COMPARE_RUNS
 from celo2_harness.lab.suites.records import read_lines
 from celo2_harness.lab.suites.returns import RETURNS, read_return_run
 from celo2_harness.lab.suites.rows import FAILURES
 from celo2_harness.lab.suites.runner import RUNS
 from celo2_harness.lab.suites.single import settings_key
-from celo2_harness.lab.training.errors import InputError
 from celo2_harness.lab.training.train import METRICS
 
 TRAINING = "training"

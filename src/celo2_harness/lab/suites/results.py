@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness._runs import first_difference
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.rows import Row, first_at_or_below, summarize, weight_decay
 from celo2_harness.lab.suites.single import settings_key
 from celo2_harness.lab.tasks import MODELS
-from celo2_harness.lab.training.errors import InputError
+from celo2_harness.lab.training.settings import first_difference
 
 Record = Mapping[str, Any]
 

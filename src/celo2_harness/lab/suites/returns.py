@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.records import read_lines
-from celo2_harness.lab.training.errors import InputError
 
 RETURNS = "returns"
 """The kind of a record that has the returns of a run."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.claims import Claims
 from celo2_harness.lab.suites.plan import Run, Trial, grids, plan, total_steps
 from celo2_harness.lab.suites.records import append_record, prepare_folder, provenance, read_lines, write_errors
@@ -14,7 +15,6 @@ from celo2_harness.lab.suites.rows import final_loss
 from celo2_harness.lab.suites.single import Contender, run_once, run_settings, settings_key
 from celo2_harness.lab.suites.suite import Suite, SuiteOptimizer, SuiteTask
 from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.errors import InputError
 from celo2_harness.lab.training.loop import Progress, train_step
 
 RUNS = "runs.jsonl"

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from celo2_harness._runs import replace_file
 from celo2_harness._types import Params
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.records import finite_or_none
 from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.checkpoints import Checkpoints
-from celo2_harness.lab.training.errors import InputError
 from celo2_harness.lab.training.loop import Progress, fit, init_state, tree_bytes
+from celo2_harness.lab.training.orbax import Checkpoints
+from celo2_harness.weights.files import replace_file
 
 
 class Contender(NamedTuple):

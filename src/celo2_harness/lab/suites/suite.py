@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.tasks import TASKS, find_task
-from celo2_harness.lab.training.errors import InputError
 
 KINDS = ("preset", "optax", "make")
 """How a suite names an optimizer: a preset, a row of `OPTIMIZERS`, or an import path."""

@@ -12,7 +12,7 @@ from celo2_harness._types import Params
 from celo2_harness.lab.tasks.transformer import Block, Linear, check_transformer, embedding, layer_norm, run_blocks
 
 VOCABULARY = 256
-"""The bytes."""
+"""The vocabulary of models on bytes."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,16 @@ class GPTConfig:
     """The size and the number formats of a model.
 
     Attributes:
-        width: Channels of the residual stream.
-        layers: Number of blocks.
-        heads: Attention heads; they divide the width.
+        width: The channels of the residual stream.
+        layers: The number of blocks.
+        heads: The number of attention heads; it divides the width.
         context: The longest input, in tokens.
-        dtype: What the forward and backward pass compute in, "float32" or "bfloat16". The loss is float32 always.
-        param_dtype: What the parameters are kept in.
-        remat: Recompute each block in the backward pass instead of keeping its activations: less memory, a third more
-            arithmetic.
-        vocabulary: How many tokens there are; the 256 bytes by default.
+        dtype: The format that the forward and backward pass compute in, "float32" or "bfloat16". The loss is float32
+            always.
+        param_dtype: The format of the parameters.
+        remat: Whether each block is computed again in the backward pass instead of keeping its activations: less
+            memory, a third more arithmetic.
+        vocabulary: The number of tokens; the 256 bytes by default.
         tied: Whether the output layer is the table of token embeddings, as in GPT-2, and not a matrix of its own.
     """
 
@@ -59,12 +60,19 @@ MODELS = {
     "gpt3-xl": GPTConfig(width=2048, layers=24, heads=16, context=2048, remat=True),
 }
 
+# GPT-2 and GPT-3 share the table of token embeddings with the output layer; the small model has a head of its own.
+TOKEN_MODELS = {
+    "small": GPTConfig(width=128, layers=4, heads=4, context=128, vocabulary=4096),
+    "gpt2-124m": GPTConfig(width=768, layers=12, heads=12, context=1024, vocabulary=50257, tied=True),
+    "gpt3-xl-1.3b": GPTConfig(width=2048, layers=24, heads=16, context=2048, vocabulary=50257, tied=True, remat=True),
+}
+
 
 class GPT(nnx.Module):
     """A GPT.
 
     Args:
-        config: Its size.
+        config: The size of the model.
         rngs: The source of the initial values; only the `params` stream is used.
 
     >>> model = GPT(GPTConfig(width=8, layers=1, heads=2, context=4), nnx.Rngs(0))

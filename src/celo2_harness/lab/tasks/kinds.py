@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from celo2_harness import plugins
-from celo2_harness.lab.tasks.language_model import make_language_model
+from celo2_harness.lab.tasks.image_task import make_image_task
+from celo2_harness.lab.tasks.language_model import make_language_model, make_token_language_model
 from celo2_harness.lab.tasks.task import Task
-from celo2_harness.lab.tasks.token_language_model import make_token_language_model
-from celo2_harness.lab.tasks.vision import make_image_task
 
 
 class TaskKind(NamedTuple):
     """A kind of task.
 
     Attributes:
-        description: One line.
-        sizes: Names of its sizes, the usual one first, and what each is.
+        description: A line for lists of tasks.
+        sizes: The names of its sizes, the usual one first, with a description of each.
         make: (size, data, batch) -> the task; data is a file or folder, or None for the data that come with Python or a
-            package; raises ValueError where they do not fit.
-        batch: Examples per training batch where none is given.
+            package; it raises ValueError where they do not fit.
+        batch: The number of examples in a training batch where none is given.
     """
 
     description: str
@@ -69,7 +68,6 @@ TASKS = {
         {
             "digits": "2 layers, 5 thousand parameters, on 8x8 digits",
             "fashion": "3 layers, 24 thousand parameters, on Fashion-MNIST",
-            "cifar": "5 layers, 1.1 million parameters, on 32x32 colour images such as CIFAR-10",
         },
         partial(make_image_task, "conv"),
         batch=64,
@@ -79,7 +77,6 @@ TASKS = {
         {
             "digits": "26 thousand parameters, patches of 2 pixels, on 8x8 digits",
             "fashion": "0.2 million parameters, patches of 7 pixels, on Fashion-MNIST",
-            "vit-s16": "22 million parameters, patches of 16 pixels, on folders of pictures such as ImageNet",
         },
         partial(make_image_task, "vit"),
         batch=64,
@@ -89,7 +86,6 @@ TASKS = {
         {
             "digits": "64-32-8-32-64 on 8x8 digits",
             "fashion": "784-256-64-32-64-256-784 on Fashion-MNIST",
-            "fashion-deep": "784-1000-500-250-30-250-500-1000-784 on Fashion-MNIST",
         },
         partial(make_image_task, "autoencoder"),
         batch=64,
@@ -98,7 +94,7 @@ TASKS = {
 
 
 def find_task(name: str) -> TaskKind | None:
-    """Returns a kind of task by name: out of `TASKS`, or of an installed package; None if there is none."""
+    """Returns a kind of task out of `TASKS` or of an installed package; None if there is none of that name."""
     return TASKS.get(name) or plugins.load_plugin("tasks", name, plugins.expect(TaskKind))
 
 
@@ -106,16 +102,16 @@ def make_task(name: str, size: str | None = None, data: Path | None = None, batc
     """Returns a task by name.
 
     Args:
-        name: Out of `TASKS`, or of an installed package (entry-point group "celo2_harness.tasks").
-        size: Out of the sizes of that kind; by default the first.
+        name: The name of a task in `TASKS` or of an installed package (entry-point group "celo2_harness.tasks").
+        size: The name of a size of that kind; by default the first.
         data: A file or folder; by default data that need no file.
-        batch: Examples per training batch; by default the kind's.
+        batch: The number of examples in a training batch; by default the kind's.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: if there is no such task or size, or the data cannot be used.
+        ValueError: If there is no such task or size, or the data cannot be used.
 
     >>> make_task("language_model", "nano", batch=2).tokens_per_batch
     128

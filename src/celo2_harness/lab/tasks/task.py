@@ -3,6 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 
 @runtime_checkable
@@ -15,16 +16,16 @@ class Task(Protocol):
 
     @property
     def tokens_per_batch(self) -> int:
-        """How many predictions one batch holds, for the speed shown as tokens per second."""
+        """The number of predictions in a batch, for the speed in tokens per second."""
         ...
 
     @property
     def unit(self) -> str:
-        """What the loss is counted in, for tables and axes, such as "nats per byte"."""
+        """The unit of the loss for tables and axes, for example "nats per byte"."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Returns what determines the numbers, as JSON can hold it (model, data, batch): results differ by it."""
+        """Returns what determines the results (model, data, batch) as JSON values."""
         ...
 
     def init(self, key: jax.Array) -> Any:
@@ -42,3 +43,16 @@ class Task(Protocol):
     def validation(self) -> Any:
         """Returns the fixed held-out examples, stacked on the first axis. Called before the first evaluation."""
         ...
+
+
+def step_generator(seed: int, step: int) -> np.random.Generator:
+    """Returns the source of everything random about the batch of a step.
+
+    Args:
+        seed: A number from 0 to 2^64 - 1.
+        step: A number from 0 on.
+
+    Returns:
+        A counter-based generator, which needs no state carried from step to step.
+    """
+    return np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))

@@ -5,17 +5,20 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from celo2_harness.lab.tasks.task import step_generator
+
 HELD_OUT = 0.1
-"""The part of a text, at its end, that is kept for validation."""
+"""The part of a text that is kept for validation, at its end."""
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text as two runs of bytes that never overlap.
+    """A text as two runs of bytes that never overlap; `LanguageData`.
 
     Attributes:
         name: Where the text came from, for records and messages.
@@ -27,10 +30,43 @@ class Text:
     train: UInt8[np.ndarray, " train_bytes"]
     held_out: UInt8[np.ndarray, " held_out_bytes"]
 
+    @property
+    def unit(self) -> str:
+        """The unit of a loss on this text."""
+        return "nats per byte"
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the whole text, in hexadecimal: tells whether two runs saw the same data."""
         return hashlib.sha256(self.train.tobytes() + self.held_out.tobytes()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the digest and the number of bytes."""
+        return {"text": {"sha256": self.digest, "bytes": len(self.train) + len(self.held_out)}}
+
+    def sample(self, seed: int, step: int, count: int, context: int) -> UInt8[np.ndarray, "count window"]:
+        """Draws windows of `context + 1` bytes; the same ones for the same seed and step.
+
+        >>> text = split_text(bytes(range(100)), "numbers", context=3)
+        >>> text.sample(seed=0, step=5, count=2, context=3).shape
+        (2, 4)
+        """
+        starts = step_generator(seed, step).integers(0, len(self.train) - context, size=count)
+        return self.train[starts[:, None] + np.arange(context + 1)]
+
+    def spread(self, context: int, most: int) -> UInt8[np.ndarray, "count window"]:
+        """Cuts evenly spread held-out windows of `context + 1` bytes, whose predictions do not overlap.
+
+        Args:
+            context: The number of predictions per window.
+            most: A bound on the predictions in all windows together; at least one window is returned.
+
+        Returns:
+            The windows; the first starts the held-out part and the last ends it.
+        """
+        count = max(1, min((len(self.held_out) - 1) // context, most // context))
+        starts = np.linspace(0, len(self.held_out) - context - 1, count).astype(np.int64)
+        return self.held_out[starts[:, None] + np.arange(context + 1)]
 
 
 def split_text(content: bytes, name: str, context: int) -> Text:
@@ -45,7 +81,7 @@ def split_text(content: bytes, name: str, context: int) -> Text:
         The two parts.
 
     Raises:
-        ValueError: if the text is empty or too short; the message says how many bytes there are and are needed.
+        ValueError: If the text is empty or too short; the message says how many bytes there are and are needed.
 
     >>> text = split_text(bytes(100), "zeros", context=8)
     >>> text.train.shape, text.held_out.shape
@@ -76,7 +112,7 @@ def read_text(path: str | os.PathLike[str], context: int) -> Text:
         The two parts.
 
     Raises:
-        ValueError: if there is no such file, it is a folder, it cannot be read, or it is empty or too short.
+        ValueError: If there is no such file, it is a folder, it cannot be read, or it is empty or too short.
     """
     path = Path(path)
     try:
@@ -91,7 +127,7 @@ def read_text(path: str | os.PathLike[str], context: int) -> Text:
 
 
 def default_text(context: int) -> Text:
-    """Returns the text that every Python carries: the language reference behind `help()`, about 0.5 MB of English.
+    """Returns the text that every Python carries: the language reference behind `help()`, 0.5 MB of English.
 
     It differs a little between Python versions; `Text.digest` tells which one a run saw.
 
@@ -102,7 +138,7 @@ def default_text(context: int) -> Text:
         The two parts.
 
     Raises:
-        ValueError: if the text is too short for the context, or this Python was installed without it.
+        ValueError: If the text is too short for the context, or this Python was installed without it.
     """
     try:
         from pydoc_data.topics import topics
@@ -111,55 +147,12 @@ def default_text(context: int) -> Text:
     return split_text("".join(topics[name] for name in sorted(topics)).encode(), "pydoc_data.topics", context)
 
 
-def sample_windows(
-    data: UInt8[np.ndarray, " bytes"], seed: int, step: int, batch_size: int, context: int
-) -> UInt8[np.ndarray, "batch window"]:
-    """Draws windows of `context + 1` bytes, as a pure function of the seed and the step.
-
-    Args:
-        data: Bytes, uint8, at least `context + 1` of them.
-        seed: At least 0 and below 2^64.
-        step: At least 0.
-        batch_size: The number of windows.
-        context: The number of predictions per window.
-
-    Returns:
-        Windows, uint8, of shape `(batch_size, context + 1)`.
-
-    >>> sample_windows(np.arange(100, dtype=np.uint8), seed=0, step=5, batch_size=2, context=3).shape
-    (2, 4)
-    """
-    # Philox is a counter-based generator: keyed by (seed, step), it needs no state carried from step to step.
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
-    starts = generator.integers(0, len(data) - context, size=batch_size)
-    return data[starts[:, None] + np.arange(context + 1)]
-
-
-def spread_windows(
-    data: UInt8[np.ndarray, " bytes"], context: int, max_predictions: int
-) -> UInt8[np.ndarray, "count window"]:
-    """Cuts evenly spread windows of `context + 1` bytes, whose predictions do not overlap.
-
-    Args:
-        data: Bytes, uint8, at least `context + 1` of them.
-        context: The number of predictions per window.
-        max_predictions: A bound on the predictions in all windows together; at least one window is returned.
-
-    Returns:
-        Windows, uint8, of shape `(count, context + 1)`; the first starts the data and the last ends it.
-    """
-    available = (len(data) - 1) // context
-    count = max(1, min(available, max_predictions // context))
-    starts = np.linspace(0, len(data) - context - 1, count).astype(np.int64)
-    return data[starts[:, None] + np.arange(context + 1)]
-
-
 def byte_classes(content: UInt8[np.ndarray, " bytes"], classes: int) -> UInt8[np.ndarray, " bytes"]:
-    """Puts the bytes of a text into few classes: one for each of the most frequent bytes, the last for all others.
+    """Maps the bytes of a text to few classes: one for each of the most frequent bytes, the last for all others.
 
     Args:
         content: The text.
-        classes: At least 2, at most 256.
+        classes: The number of classes, 2 to 256.
 
     Returns:
         The class of each byte; 0 is the most frequent one, and of equally frequent ones the lower comes first.

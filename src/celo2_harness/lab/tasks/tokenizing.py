@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from celo2_harness._runs import replace_file
 from celo2_harness.lab.tasks.text import HELD_OUT
 from celo2_harness.lab.tasks.tokens import FORMAT, HEADER, LARGEST_VOCABULARY, PARTS
+from celo2_harness.weights.files import replace_file
 
 END_OF_TEXT = "<|endoftext|>"
 """The token after each file, where the tokenizer has it."""
@@ -64,10 +64,10 @@ def write_tokens(
         The header: vocabulary, tokenizer, and shards of each part with their numbers of tokens and SHA-256.
 
     Raises:
-        ValueError: if a text is missing, empty or not UTF-8, nothing is held out, the folder has shards already, or the
+        ValueError: If a text is missing, empty or not UTF-8, nothing is held out, the folder has shards already, or the
             tokenizer cannot be had or has too many tokens.
-        ImportError: if the tokenizers library is missing.
-        OSError: if a file cannot be written.
+        ImportError: If the tokenizers library is missing.
+        OSError: If a file cannot be written.
     """
     if (tokenizer is None) == (train_vocabulary is None):
         raise ValueError("tokenizer: give the name or file of one, or the vocabulary to train one with; not both")
@@ -125,7 +125,7 @@ def read_pieces(texts: Sequence[Path], piece_bytes: int) -> Iterator[Piece]:
         Pieces; joined they are the files.
 
     Raises:
-        ValueError: if a file is not UTF-8.
+        ValueError: If a file is not UTF-8.
     """
     total = sum(map(_size, texts))
     cut, place = total - int(total * HELD_OUT), 0

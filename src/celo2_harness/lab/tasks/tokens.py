@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt16
 
+from celo2_harness.lab.tasks.task import step_generator
+
 HEADER = "tokens.json"
 FORMAT = 1
 LARGEST_VOCABULARY = 2**16
@@ -19,11 +21,11 @@ Shards = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True, eq=False)
 class TokenShards:
-    """Tokens of a text in two parts that never overlap; shards are mapped into memory, not read.
+    """Tokens of a text in two parts that never overlap; `LanguageData`. Shards are mapped into memory, not read.
 
     Attributes:
-        folder: Where they are, for messages.
-        vocabulary: Tokens are below this.
+        folder: The folder of the shards, for messages.
+        vocabulary: The size of the vocabulary; tokens are below this.
         digest: SHA-256 over the digests that the header gives of the tokenizer and of all shards, in hexadecimal.
         train: The shards to train on, uint16.
         held_out: The shards to validate on.
@@ -35,17 +37,22 @@ class TokenShards:
     train: Shards
     held_out: Shards
 
+    @property
+    def unit(self) -> str:
+        """The unit of a loss on these tokens."""
+        return "nats per token"
+
     def describe(self) -> dict[str, Any]:
-        """Returns the digest, the vocabulary and how many tokens there are."""
+        """Returns the digest, the vocabulary and the number of tokens in each part."""
         counts = {part: sum(map(len, getattr(self, part))) for part in PARTS}
-        return {"sha256": self.digest, "vocabulary": self.vocabulary, **counts}
+        return {"tokens": {"sha256": self.digest, "vocabulary": self.vocabulary, **counts}}
 
     def sample(self, seed: int, step: int, count: int, context: int) -> UInt16[np.ndarray, "count window"]:
-        """Draws windows of `context + 1` tokens, each as likely as any other, as a function of seed and step.
+        """Draws windows of `context + 1` tokens, each as likely as any other; the same for the same seed and step.
 
         Args:
-            seed: At least 0 and below 2^64.
-            step: At least 0.
+            seed: The seed of the run.
+            step: The step that the windows are for.
             count: The number of windows.
             context: The number of predictions per window. Windows do not cross from one shard to the next.
 
@@ -53,11 +60,10 @@ class TokenShards:
             The windows.
 
         Raises:
-            ValueError: if a token is outside the vocabulary.
+            ValueError: If a token is outside the vocabulary.
         """
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
         ends = np.cumsum([max(0, len(shard) - context) for shard in self.train])
-        return self._cut(self.train, ends, generator.integers(0, ends[-1], size=count), 1, context)
+        return self._cut(self.train, ends, step_generator(seed, step).integers(0, ends[-1], size=count), 1, context)
 
     def spread(self, context: int, most: int) -> UInt16[np.ndarray, "count window"]:
         """Returns evenly spread held-out windows, whose predictions do not overlap.
@@ -70,7 +76,7 @@ class TokenShards:
             The windows.
 
         Raises:
-            ValueError: if a token is outside the vocabulary.
+            ValueError: If a token is outside the vocabulary.
         """
         ends = np.cumsum([max(0, (len(shard) - 1) // context) for shard in self.held_out])
         count = max(1, min(int(ends[-1]), most // context))
@@ -98,13 +104,13 @@ def open_tokens(folder: Path, context: int, vocabulary: int = LARGEST_VOCABULARY
     Args:
         folder: With `tokens.json`, which names the shards of each part, and these as one-dimensional uint16 npy files.
         context: The number of predictions per window; each part must have a shard that holds a window.
-        vocabulary: How many tokens the model knows.
+        vocabulary: The number of tokens that the model knows.
 
     Returns:
         The shards, not read yet.
 
     Raises:
-        ValueError: if there is no such folder, a file is missing, damaged or not what the header says, the vocabulary
+        ValueError: If there is no such folder, a file is missing, damaged or not what the header says, the vocabulary
             is too large, or there are too few tokens.
     """
     path = folder / HEADER

@@ -14,7 +14,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @runtime_checkable
 class TransformerConfig(Protocol):
-    """What the blocks ask of a configuration: width, layers, heads, and the number formats by their names."""
+    """The part of a configuration that the blocks look at: sizes, and number formats by name."""
 
     @property
     def width(self) -> int: ...
@@ -31,11 +31,14 @@ class TransformerConfig(Protocol):
 
 
 def check_transformer(config: Any, *sizes: str) -> None:
-    """Raises ValueError where sizes are below 1, heads do not divide the width, or a number format is unknown.
+    """Checks a configuration.
 
     Args:
         config: A `TransformerConfig`.
-        sizes: Names of further fields that count something.
+        sizes: The names of further fields that count something.
+
+    Raises:
+        ValueError: If a size is below 1, the heads do not divide the width, or a number format is unknown.
     """
     for name in ("width", "layers", "heads", *sizes):
         if getattr(config, name) < 1:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.errors import InputError
 from celo2_harness.sharding import batch_sharding, parameter_shardings
 
 

@@ -11,21 +11,21 @@ from typing import Any, Literal, NamedTuple
 import optax
 from jax.sharding import Mesh
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.suites.plots import plot_training
 from celo2_harness.lab.suites.records import (
     finite_or_none,
     prepare_folder,
     provenance,
     read_lines,
-    work_alone,
     write_errors,
     write_line,
     write_lines,
 )
 from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.checkpoints import Checkpoints, refuse_difference
-from celo2_harness.lab.training.errors import InputError
+from celo2_harness.lab.training.locks import lock_folder
 from celo2_harness.lab.training.loop import Progress, TrainState, fit, init_state
+from celo2_harness.lab.training.orbax import Checkpoints, refuse_difference
 from celo2_harness.lab.training.placed import PlacedTask
 
 METRICS = "metrics.jsonl"
@@ -176,7 +176,7 @@ def train(
         steps = checkpoints.steps()
         return f"the run is safe up to step {steps[-1] if steps else 0}: make room, then resume it"
 
-    with write_errors(folder, safe), work_alone(folder):
+    with write_errors(folder, safe), lock_folder(folder):
         lines = _read_metrics(metrics)
         if lines and lines[-1].get("kind") == "end":
             if not (folder / CURVE).exists():  # killed between the two

@@ -1,0 +1,114 @@
+"""The moving eigenbasis of a covariance: one power step at a time, orthonormalised by matrix products.
+
+Newton-Schulz cannot do it: it finds the nearest orthonormal basis, and that of L Q = Q (Q^T L Q) is the old basis Q,
+since Q^T L Q is positive. The triangular factor of a QR decomposition is what separates large eigenvalues from small
+ones; Cholesky's factor of the Gram matrix is the same one.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Added to the covariance, as a part of its mean eigenvalue: what float32 cannot tell from zero keeps its basis.
+COVARIANCE_FLOOR = 1e-6
+# Added to the diagonal of a Gram matrix, times the root of its size: Cholesky's decomposition then exists in float32.
+GRAM_SHIFT = 2e-6
+# Passes of Cholesky QR at most, and how far from the identity a Gram matrix may be for the last, Newton-Schulz step.
+MAX_PASSES = 5
+NEARLY_ORTHONORMAL = 1e-3
+_TINY = 1e-30
+
+Orthonormalize = Callable[[Float[Array, "*batch n n"]], Float[Array, "*batch n n"]]
+
+
+def cholesky_qr(y: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch rows columns"]:
+    """The orthonormal factor of the QR decomposition, by Cholesky decompositions and matrix products.
+
+    Y <- columns of norm one;  R^T R = Y^T Y + s I,  Y <- Y R^-1, once or more often;  Y (3 I - Y^T Y) / 2.
+
+    The shift s makes the decomposition safe for columns that are nearly dependent; the last step, one of
+    Newton-Schulz, removes what the shift and rounding did. Columns that are nearly orthogonal already, as those of a
+    power step are, take one pass. A batch takes as many passes as its worst matrix, five at most.
+
+    Args:
+        y: Matrices in the last two axes, at least as many rows as columns.
+
+    Returns:
+        An array of the same shape. The triangular factor that belongs to it has a positive diagonal, so that columns
+        keep their signs.
+
+    Example:
+        >>> q = cholesky_qr(jnp.array([[2.0, 1.0], [0.0, 1.0]]))
+        >>> bool(jnp.allclose(q, jnp.eye(2), atol=1e-5))
+        True
+
+    References:
+        Shifted Cholesky QR, arXiv 1809.11085.
+    """
+    identity = jnp.eye(y.shape[-1], dtype=y.dtype)
+    gram = lambda q: matmul(transposed(q), q)
+
+    def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, q, squares = carry
+        shifted = squares + GRAM_SHIFT * math.sqrt(y.shape[-1]) * identity
+        lower = jnp.linalg.cholesky(shifted, symmetrize_input=False)
+        q = jax.lax.linalg.triangular_solve(lower, q, left_side=False, lower=True, transpose_a=True)
+        return count + 1, q, gram(q)
+
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+        count, _, squares = carry
+        return (count < MAX_PASSES) & (jnp.max(jnp.abs(squares - identity)) > NEARLY_ORTHONORMAL)
+
+    q = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), axis=-2, keepdims=True), _TINY))
+    carry = (jnp.zeros([], jnp.int32), q, gram(q))
+    _, q, squares = jax.lax.while_loop(unfinished, one_pass, carry)
+    return matmul(q, 1.5 * identity - 0.5 * squares)
+
+
+def next_basis(
+    covariance: Float[Array, "*batch n n"],
+    basis: Float[Array, "*batch n n"],
+    orthonormalize: Orthonormalize = cholesky_qr,
+) -> Float[Array, "*batch n n"]:
+    """One step of the power iteration with all columns: they turn towards the eigenvectors of the covariance.
+
+    Y = (L + f I) Q;  columns in the order of their q^T L q, largest first, are orthonormalised;  each returns to its
+    place.
+
+    SOAP leaves the columns in that order, and permutes what is kept along them. Here a column keeps its place, so that
+    what is kept along it, as second moments are, can stay where it is. The two differ in nothing else.
+
+    Args:
+        covariance: Symmetric and not negative; zero leaves the basis as it is.
+        basis: Orthonormal columns.
+        orthonormalize: Function of matrices in the last two axes, that makes their columns orthonormal from the first
+            to the last, as `cholesky_qr` and the first output of `jax.numpy.linalg.qr` do.
+
+    Returns:
+        The new basis; the old one where the new one is not finite.
+
+    References:
+        SOAP, arXiv 2409.11321.
+    """
+    # A basis is a choice of coordinates; nobody wants the derivative of a loss with respect to it.
+    covariance, basis = jax.lax.stop_gradient((covariance, basis))
+    mean = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / covariance.shape[-1]
+    # Multiplied in two steps, since the inverse of a small mean overflows.
+    y = matmul(covariance / jnp.maximum(mean, _TINY), basis) + COVARIANCE_FLOOR * basis
+    order = jnp.argsort(-jnp.sum(basis * y, axis=-2), axis=-1)
+    q = orthonormalize(jnp.take_along_axis(y, order[..., None, :], axis=-1))
+    q = jnp.take_along_axis(q, jnp.argsort(order, axis=-1)[..., None, :], axis=-1)
+    return jnp.where(jnp.all(jnp.isfinite(q), axis=(-2, -1), keepdims=True), q, basis)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """The matrix product at full precision: a basis of TF32 products is orthonormal to three digits only."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def transposed(x: Array) -> Array:
+    """The last two axes swapped."""
+    return jnp.swapaxes(x, -1, -2)
