@@ -60,7 +60,10 @@ class Batch:
     def stack(self, leaves: Sequence[Shaped[Array, "..."]]) -> Shaped[Array, "..."]:
         """Makes one array of the leaves: matrices, rows, columns (or vectors, length)."""
         if self.lengths is None:
-            parts = [view.apply(leaf).reshape(-1, *self.matrix) for view, leaf in zip(self.views, leaves, strict=True)]
+            parts = [
+                self._turn(view, view.apply(leaf)).reshape(-1, *self.matrix)
+                for view, leaf in zip(self.views, leaves, strict=True)
+            ]
             return _join(parts)
         flat = [view.apply(leaf).reshape(-1) for view, leaf in zip(self.views, leaves, strict=True)]
         rowwise = [(*_matrix(view)[1:], 1) for view in self.views]
@@ -86,9 +89,9 @@ class Batch:
     def unstack(self, x: Shaped[Array, "..."]) -> list[Shaped[Array, "..."]]:
         """Takes what `stack` makes back to leaves."""
         parts = self._parts(x, [self._lengths(view) for view in self.views])
-        turn = lambda view, part: jnp.swapaxes(part, -1, -2) if self._turned(view) else part
         return [
-            view.invert(turn(view, part).reshape(view.viewed)) for view, part in zip(self.views, parts, strict=True)
+            view.invert(self._turn(view, part).reshape(view.viewed))
+            for view, part in zip(self.views, parts, strict=True)
         ]
 
     def unstack_thin(self, x: Shaped[Array, "..."], axis: int) -> list[Shaped[Array, "..."]]:
@@ -103,6 +106,9 @@ class Batch:
     def _turned(self, view: MatrixView) -> bool:
         """Whether matrices of the leaf lie transposed in the batch."""
         return len(self.matrix) == 2 and _tall(_matrix(view)) != self.tall
+
+    def _turn(self, view: MatrixView, x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x, -1, -2) if self._turned(view) else x
 
     def _lengths(self, view: MatrixView) -> Shape:
         """Of a matrix of the leaf, as it lies in the batch."""

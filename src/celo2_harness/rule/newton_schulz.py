@@ -22,7 +22,7 @@ COEFFICIENTS: dict[str, tuple[tuple[float, float, float], ...]] = {
     ),
 }
 NORM_FLOOR = 1e-8
-# From this ratio of the longer axis to the shorter one on, iterating on the small Gram matrix needs fewer multiplications.
+# From this ratio of the longer axis to the shorter one on, iterating on the Gram matrix needs fewer multiplications.
 _GRAM_ASPECT = 2.0
 
 
