@@ -1,7 +1,6 @@
 """The learned direction as an Optax transformation."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,26 +11,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.moments import NOTHING, pack_moments, unpack_moments
+from celo2_harness.blocks.small import small_batches
 from celo2_harness.blocks.views import (
     LeafShardings,
     WeightDimensionNumbers,
-    explicitly_split,
     leaf_shardings,
     matrix_views,
     viewed_axes,
 )
 from celo2_harness.rule import (
-    Batch,
     MatrixView,
     Moments,
     Theta,
     batch_direction,
     init_moments,
     leaf_direction,
-    plan_batches,
     resolve_kernel,
     resolve_state_dtype,
-    stackable,
 )
 from celo2_harness.weights import Weights, load_weights
 
@@ -52,13 +48,6 @@ class Celo2State(NamedTuple):
 # Leaves of one view are traced once, and run as one call each outside of jit.
 _leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2, 6, 8))
 _batch_direction = jax.jit(batch_direction, static_argnums=(1, 2, 6))
-
-# Entries of a leaf up to which it shares a batch; larger ones gain less than stacking costs.
-SMALL = 1 << 14
-# Entries of padding that cost what a batch of its own would.
-JOIN_BELOW = 1 << 14
-# Entries of a batch, which bound the memory for stacking.
-LARGEST_BATCH = 1 << 19
 
 
 def _column_parts(view: MatrixView, place: NamedSharding | None) -> int:
@@ -89,23 +78,6 @@ def _placed(view: MatrixView, place: NamedSharding | None, moments: Moments) -> 
     # A field may hold several arrays, or none.
     constrain = lambda field, place: jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, place), field)
     return Moments(*map(constrain, moments, moment_shardings(view, place)))
-
-
-def _sorted(
-    views: Sequence[MatrixView], leaves: Sequence[jax.Array], places: Sequence[NamedSharding | None]
-) -> tuple[list[Batch], list[int]]:
-    """Batches of small leaves that are whole on every device, and the positions of all others that are not empty."""
-
-    def is_small(i: int) -> bool:
-        place = places[i]
-        whole = not explicitly_split(leaves[i]) if place is None else place.is_fully_replicated
-        return leaves[i].size <= SMALL and stackable(views[i]) and whole
-
-    filled = [i for i, leaf in enumerate(leaves) if leaf.size]
-    batches = plan_batches(views, filter(is_small, filled), join_below=JOIN_BELOW, largest=LARGEST_BATCH)
-    batches = [batch for batch in batches if len(batch.members) > 1]
-    batched = {i for batch in batches for i in batch.members}
-    return batches, [i for i in filled if i not in batched]
 
 
 def celo2_direction(
@@ -184,7 +156,7 @@ def celo2_direction(
         directions = list(gradients)
         # One after the other, so that their temporaries share memory.
         done = jnp.zeros([], jnp.float32)
-        batches, alone = _sorted(views, gradients, places)
+        batches, alone = small_batches(views, gradients, places)
         for batch in batches:
             pick = lambda x, batch=batch: [x[i] for i in batch.members]
             raws, news, done = _batch_direction(

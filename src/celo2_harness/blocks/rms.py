@@ -8,9 +8,17 @@ import optax
 from jaxtyping import Array, Int
 
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
+from celo2_harness.blocks.small import map_batches
+from celo2_harness.blocks.views import (
+    LeafShardings,
+    WeightDimensionNumbers,
+    leaf_shardings,
+    map_matrices,
+    matrix_views,
+)
 from celo2_harness.rule import MatrixView
 from celo2_harness.rule import Normalization as Mode
+from celo2_harness.rule.padding import mean_over
 
 
 class NormalizeRmsState(NamedTuple):
@@ -27,6 +35,7 @@ def normalize_rms(
     decay: float = 0.99,
     threshold: float | int = 1.0,
     eps: float | int = 1e-9,
+    sharding: LeafShardings = None,
 ) -> optax.GradientTransformation:
     """Divides every matrix (or vector) of an update by a root mean square.
 
@@ -39,48 +48,51 @@ def normalize_rms(
     vector; a scalar therefore becomes about +-1.
 
     Args:
-      mode: one of the four.
-      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
-      decay: of the running mean square ("rolling").
-      threshold: largest RMS left alone ("clip").
-      eps: added to the mean square.
+        mode: One of the four.
+        weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
+        decay: The decay of the running mean square ("rolling").
+        threshold: The largest RMS that is left alone ("clip").
+        eps: Added to the mean square.
+        sharding: How the updates lie on a mesh (see `orthogonalize`). Leaves that are not split share batches.
 
     Returns:
-      An `optax.GradientTransformation`; statistics are float32, updates keep their dtype. Zero stays zero;
-      a mean square that is not finite does not enter the running one.
+        An `optax.GradientTransformation`; statistics are float32, updates keep their dtype. Zero stays zero;
+        a mean square that is not finite does not enter the running one.
 
     Raises:
-      ValueError: unknown mode; in `update`, a view that does not fit its leaf.
+        ValueError: If the mode is unknown; in `update`, if a view does not fit its leaf.
 
     Example:
-      >>> tx = normalize_rms()
-      >>> updates, _ = tx.update({"b": jnp.array([3.0, -3.0])}, tx.init({"b": jnp.zeros(2)}))
-      >>> updates["b"].tolist()
-      [1.0, -1.0]
+        >>> tx = normalize_rms()
+        >>> updates, _ = tx.update({"b": jnp.array([3.0, -3.0])}, tx.init({"b": jnp.zeros(2)}))
+        >>> updates["b"].tolist()
+        [1.0, -1.0]
 
-    Source: arXiv 2602.19142, section 3 (per-step RMS) and its ablation (rolling, clip, none).
+    References:
+        Celo2, arXiv 2602.19142, section 3 (per-step RMS) and its ablation (rolling, clip, none).
     """
     if mode not in get_args(Mode):
         raise ValueError(f"normalize_rms: mode = {mode!r}, expected one of {', '.join(get_args(Mode))}.")
     if mode == "none":
         return optax.identity()
 
-    def mean_square(view: MatrixView, x: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(view.apply(x).astype(jnp.float32)), axis=view.axes, keepdims=True)
+    def mean_square(view: MatrixView, x: jax.Array, lengths: Any = None) -> jax.Array:
+        return mean_over(jnp.square(view.apply(x).astype(jnp.float32)), view.axes, lengths)
 
     def scale(view: MatrixView, x: jax.Array, factor: jax.Array) -> jax.Array:
         return view.invert(view.apply(x).astype(jnp.float32) * factor).astype(x.dtype)
 
-    def per_step(view: MatrixView, x: jax.Array) -> jax.Array:
-        return scale(view, x, 1.0 / jnp.sqrt(mean_square(view, x) + eps))
+    def per_step(view: MatrixView, x: jax.Array, lengths: Any) -> jax.Array:
+        return scale(view, x, 1.0 / jnp.sqrt(mean_square(view, x, lengths) + eps))
 
-    def clip(view: MatrixView, x: jax.Array) -> jax.Array:
-        return scale(view, x, 1.0 / jnp.maximum(1.0, jnp.sqrt(mean_square(view, x)) / threshold))
+    def clip(view: MatrixView, x: jax.Array, lengths: Any) -> jax.Array:
+        return scale(view, x, 1.0 / jnp.maximum(1.0, jnp.sqrt(mean_square(view, x, lengths)) / threshold))
 
     def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         views = matrix_views(updates, weight_dimension_numbers)
-        return map_matrices(per_step if mode == "per_step" else clip, views, updates), state
+        places = leaf_shardings(updates, sharding)
+        return map_batches(per_step if mode == "per_step" else clip, views, updates, places), state
 
     def rolling_init(params: Params) -> NormalizeRmsState:
         def zeros(view: MatrixView, x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,21 +87,56 @@ class Batch:
         lengths = self.lengths[:, [axis]]
         return _gather(_join([x.reshape(-1) for x in moments]), lengths, np.ones_like(lengths), (length,))
 
-    def unstack(self, x: Shaped[Array, "..."]) -> list[Shaped[Array, "..."]]:
-        """Takes what `stack` makes back to leaves."""
-        parts = self._parts(x, [self._lengths(view) for view in self.views])
+    def starts(self, x: Shaped[Array, "..."]) -> Sequence[Any]:
+        """Where each leaf starts in a batch, in the form that `unstack` reads.
+
+        On a CPU these are numbers that the compiler does not know. It would otherwise make code for every leaf; this
+        way leaves of one shape share theirs. Both branches give the same, but XLA does not look into them.
+
+        Args:
+            x: Any array that is computed before the batch is taken apart.
+
+        Returns:
+            A number per leaf; the order is that of `members`.
+        """
+        starts = [end - count for end, count in zip(itertools.accumulate(self.counts), self.counts, strict=True)]
+        if self.lengths is not None:
+            return starts
+        numbers = lambda: [jnp.asarray(start, jnp.uint32) for start in starts]
+        return jax.lax.platform_dependent(
+            x, cpu=lambda x: jax.lax.cond(x.reshape(-1)[0] >= 0.0, numbers, numbers), default=lambda x: numbers()
+        )
+
+    def unstack(self, x: Shaped[Array, "..."], starts: Sequence[Any] | None = None) -> list[Shaped[Array, "..."]]:
+        """Takes what `stack` makes back to leaves; `starts` may be shared by several arrays."""
+        parts = self._parts(x, [self._lengths(view) for view in self.views], starts)
         return [
             view.invert(self._turn(view, part).reshape(view.viewed))
             for view, part in zip(self.views, parts, strict=True)
         ]
 
-    def unstack_thin(self, x: Shaped[Array, "..."], axis: int) -> list[Shaped[Array, "..."]]:
+    def unstack_thin(
+        self, x: Shaped[Array, "..."], axis: int, starts: Sequence[Any] | None = None
+    ) -> list[Shaped[Array, "..."]]:
         """Takes what `stack_thin` makes back to leaves."""
         lengths = [self._lengths(view)[axis] for view in self.views]
-        parts = self._parts(x, [(length,) for length in lengths])
+        parts = self._parts(x, [(length,) for length in lengths], starts)
+        shapes = [(*view.viewed[:-2], length) for view, length in zip(self.views, lengths, strict=True)]
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _parts(self, x: jax.Array, lengths: Sequence[Shape], starts: Sequence[Any] | None) -> list[jax.Array]:
+        """Each leaf's matrices, without padding."""
+        starts = self.starts(x) if starts is None else starts
+        if self.lengths is None:
+            flat, first = x.reshape(len(x), -1), jnp.zeros([], jnp.uint32)
+            parts = [
+                jax.lax.dynamic_slice(flat, (start, first), (count, flat.shape[1]))
+                for start, count in zip(starts, self.counts, strict=True)
+            ]
+            return [part.reshape(-1, *x.shape[1:]) for part in parts]
         return [
-            part.reshape(*view.viewed[:-2], length)
-            for view, part, length in zip(self.views, parts, lengths, strict=True)
+            jax.lax.slice(x, (start, *[0] * len(length)), (start + count, *length))
+            for start, count, length in zip(starts, self.counts, lengths, strict=True)
         ]
 
     def _turned(self, view: MatrixView) -> bool:
@@ -113,14 +149,6 @@ class Batch:
     def _lengths(self, view: MatrixView) -> Shape:
         """Of a matrix of the leaf, as it lies in the batch."""
         return _matrix(view)[::-1] if self._turned(view) else _matrix(view)
-
-    def _parts(self, x: jax.Array, lengths: Sequence[Shape]) -> list[jax.Array]:
-        """Each leaf's matrices, without padding."""
-        ends = itertools.accumulate(self.counts)
-        return [
-            jax.lax.slice(x, (end - count, *[0] * len(length)), (end, *length))
-            for end, count, length in zip(ends, self.counts, lengths, strict=True)
-        ]
 
 
 def stackable(view: MatrixView) -> bool:

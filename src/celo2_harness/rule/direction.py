@@ -1,6 +1,5 @@
 """One step of the learned rule on one leaf, or on a batch of leaves: gradients in, directions and accumulators out."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -120,10 +119,6 @@ def batch_direction(
 ) -> BatchResult:
     """What `leaf_direction` does for each leaf of a batch, with one evaluation of the network.
 
-    Leaves of one shape keep their accumulators to themselves: the code for them is short, and a compiler makes it once
-    for a shape. Statistics and network are of the stack. Leaves of several shapes are stacked before their accumulators
-    are updated.
-
     Args:
         theta: The network's numbers, as in `leaf_direction`.
         config: What theta was trained with.
@@ -140,24 +135,13 @@ def batch_direction(
     first, *others = [x.astype(jnp.float32) for x in gradients]
     gradients = [jnp.where(after < 0.0, jnp.zeros_like(first), first), *others]
     gradient = clip_gradient(batch.stack(gradients))
-    if batch.lengths is None:
-        new = [
-            _clip_and_update(config, view, gradient, old)
-            for view, gradient, old in zip(batch.views, gradients, moments, strict=True)
-        ]
-        stacked = _stack_moments(batch, new)
-    else:
-        stacked = update_moments(config, batch.view, gradient, _stack_moments(batch, moments), batch.lengths)
-        new = _unstack_moments(batch, stacked)
+    stacked = update_moments(config, batch.view, gradient, _stack_moments(batch, moments), batch.lengths)
     parameter = batch.stack([x.astype(jnp.float32) for x in parameters])
     seen = _any_momentum(config, batch.view, stacked)
     raw, done = _direction(theta, config, batch.view, seen, gradient, parameter, stacked, kernel, 1, batch.lengths)
-    return BatchResult(batch.unstack(raw), list(map(_rounded, new, moments)), done)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))  # traced once per view
-def _clip_and_update(config: RuleConfig, view: MatrixView, gradient: Array, moments: Moments) -> Moments:
-    return update_moments(config, view, clip_gradient(gradient), moments)
+    starts = batch.starts(gradient)
+    new = list(map(_rounded, _unstack_moments(batch, stacked, starts), moments))
+    return BatchResult(batch.unstack(raw, starts), new, done)
 
 
 def _stack_moments(batch: Batch, moments: Sequence[Moments]) -> Moments:
@@ -177,21 +161,22 @@ def _stack_moments(batch: Batch, moments: Sequence[Moments]) -> Moments:
     )
 
 
-def _unstack_moments(batch: Batch, moments: Moments) -> list[Moments]:
+def _unstack_moments(batch: Batch, moments: Moments, starts: Sequence[Any]) -> list[Moments]:
     """The accumulators of the leaves of a batch, out of those of the batch."""
     short, long = (1, 0) if batch.tall else (0, 1)
 
     def per_leaf(field: tuple[Array, ...] | None, unstack: Callable[[Array], list[Array]]) -> list[Any]:
         return [None] * len(batch.views) if field is None else list(zip(*map(unstack, field), strict=True))
 
+    whole = lambda x: batch.unstack(x, starts)
     return list(
         map(
             Moments,
-            per_leaf(moments.mu, batch.unstack),
-            batch.unstack(moments.nu),
-            per_leaf(moments.row, lambda rows: batch.unstack_thin(rows, short)),
-            per_leaf(moments.col, lambda columns: batch.unstack_thin(columns, long)),
-            per_leaf(moments.diag, batch.unstack),
+            per_leaf(moments.mu, whole),
+            whole(moments.nu),
+            per_leaf(moments.row, lambda x: batch.unstack_thin(x, short, starts)),
+            per_leaf(moments.col, lambda x: batch.unstack_thin(x, long, starts)),
+            per_leaf(moments.diag, whole),
         )
     )
 
