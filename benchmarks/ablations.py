@@ -50,7 +50,7 @@ VARIANTS = {
 SUITE = """name = "ablations"
 description = "Celo2 with one part changed at a time, each meta-trained for 1,400 iterations; nano GPT, 300 steps"
 baseline = "default"
-rival = "default"
+reference = "default"
 
 [[tasks]]
 name = "language_model"

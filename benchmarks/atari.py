@@ -20,8 +20,10 @@ from pathlib import Path
 import jax
 
 from celo2_harness.lab.cli.reinforce import Config, train
-from celo2_harness.lab.suites import PPOProgress, ReinforceResult, StopSignals
-from celo2_harness.lab.training.train import holds_run
+from celo2_harness.lab.reinforce.run import ReinforceResult
+from celo2_harness.lab.reinforce.train import PPOProgress
+from celo2_harness.lab.training.folder import holds_run
+from celo2_harness.lab.training.interrupt import StopSignals
 
 GAMES = ("asterix", "freeway", "space_invaders")
 PRESETS = ("adamw", "celo2_base", "celo2_ortho")

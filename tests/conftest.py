@@ -5,9 +5,19 @@ import subprocess
 import zlib
 from pathlib import Path
 
-import hypothesis
-import jax
-import pytest
+# Most of the time of the tests is compilation. Workers, processes that tests start, and later runs share what was
+# compiled; the folder may be deleted at any time.
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
+for variable, setting in CACHE.items():
+    os.environ.setdefault(variable, setting)
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=25)
 hypothesis.settings.load_profile("repeatable")
@@ -29,6 +39,15 @@ def seed(request):
 def key(seed):
     print(f"seed {seed}")  # captured; shown when the test fails
     return jax.random.key(seed)
+
+
+@pytest.fixture
+def quick_compilation():
+    """Examples run a step or two, so compiling well costs more than it saves."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

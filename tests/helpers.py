@@ -70,7 +70,7 @@ META_CONFIG = MetaTrainConfig(
     variant="base",
     rule=c2.RuleConfig(features=("gradient", "momentum"), momentum_decays=(0.9,), factored_decays=(0.9,)),
     hidden=2,
-    widths=(64, 10),
+    widths=("64-10",),
     batch=4,
     tasks_per_set=2,
     truncation=5,

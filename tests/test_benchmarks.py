@@ -1,4 +1,4 @@
-"""Scripts whose figures the documentation quotes, at small size: kills, memory over many steps, ablations, games."""
+"""Scripts whose figures the documentation quotes, at small size: memory over many steps, ablations, games."""
 
 import os
 import subprocess
@@ -12,9 +12,7 @@ import pytest
 
 from celo2_harness import load_weights
 from celo2_harness.lab.cli.reinforce import Config, train
-from celo2_harness.lab.suites import load_suite
-from celo2_harness.lab.suites.result_files import read_results
-from celo2_harness.lab.suites.suite import check_trials
+from celo2_harness.lab.suites import load_suite, read_records
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks"
@@ -32,7 +30,7 @@ def test_the_ablations_are_those_that_were_trained(tmp_path, monkeypatch):
     assert ablations.main() == 0
     suite = (ABLATIONS / "ablations.toml").read_text()
     assert (tmp_path / "ablations.toml").read_text() == suite
-    check_trials(load_suite(ABLATIONS / "ablations.toml"))
+    assert load_suite(ABLATIONS / "ablations.toml").search.equal_trials
 
     default = load_weights(ABLATIONS / "default.celo2").provenance["config"]
     differences = {}
@@ -68,16 +66,6 @@ def test_the_ablation_without_adamw(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "metatrain", "evaluate"])
-def test_kills_at_random_moments(command):
-    words = [sys.executable, str(SCRIPTS / "kill.py"), command, "--kills", "3", "--minutes", "3"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"celo2 {command}: 3 kills in ")
-    assert "identical to the bit" in done.stdout
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 def test_no_memory_is_kept_over_20000_steps():
     words = [sys.executable, str(SCRIPTS / "memory.py"), "--presets", "adamw", "celo2_ortho"]
@@ -98,18 +86,18 @@ def test_many_agents_at_once(monkeypatch, tmp_path):
     results = atari.play("catch", ["adamw", "muon"], [0, 1], 2048, tmp_path)
     assert list(results) == ["adamw-0", "adamw-1", "muon-0", "muon-1"]
     assert {(result.status, result.step) for result in results.values()} == {("finished", 2048)}
-    records = read_results([tmp_path])
-    assert sorted((record["name"], record["seed"]) for record in records) == [
+    records = read_records([tmp_path])
+    assert sorted((record.name, record.seed) for record in records) == [
         ("adamw", 0),
         ("adamw", 1),
         ("muon", 0),
         ("muon", 1),
     ]
-    assert all(len(record["returns"]) == 2048 // 8 // 9 * 8 for record in records)
+    assert all(len(record.returns) == 2048 // 8 // 9 * 8 for record in records)
     # A run in a thread among others has the numbers of one that is alone.
     alone = train(Config("catch", "muon", steps=2048, seed=1), tmp_path / "alone")
-    (record,) = read_results([tmp_path / "alone"])
-    assert alone == results["muon-1"] and record["returns"] == records[-1]["returns"]
+    (record,) = read_records([tmp_path / "alone"])
+    assert alone == results["muon-1"] and record.returns == records[-1].returns
     before = {path: path.read_bytes() for path in tmp_path.glob("catch-*/metrics.jsonl")}
     assert atari.play("catch", ["adamw", "muon"], [0, 1], 2048, tmp_path) == results
     assert {path: path.read_bytes() for path in before} == before

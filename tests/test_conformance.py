@@ -251,6 +251,38 @@ def test_inject_hyperparams(name, params, gradients):
     assert_trees_close(doubled, jax.tree.map(lambda u: 2 * u, updates), 1e-5)
 
 
+# Blocks beyond the presets' own, with what of them is not a number that may change during a run.
+MODERN = {
+    "mix_momenta": (c2.mix_momenta, {"nesterov": 0.9}, ()),
+    "in_eigenbasis": (
+        lambda decay, eps: c2.in_eigenbasis(optax.trace(0.9), decay, eps=eps),
+        {"decay": 0.9, "eps": 1e-6},
+        (),
+    ),
+    "look_ahead": (c2.look_ahead, {"strength": 0.5, "start": 0.0, "total_steps": 10}, ("total_steps",)),
+    "control_norm": (c2.control_norm, {"learning_rate": 0.1}, ()),
+    "average_tail": (c2.average_tail, {"start": 0.0, "horizon": 0.5, "total_steps": 10}, ("total_steps",)),
+}
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_blocks_in_multi_steps_and_inject_hyperparams(name, params, gradients):
+    make, options, static = MODERN[name]
+    tx = make(**options)
+    wanted, state = tx.init(params), tx.init(params)
+    for _ in range(2):
+        wanted, state = jitted(tx)(gradients, state, params)
+    every_second = optax.MultiSteps(tx, 2)
+    injected = optax.inject_hyperparams(make, static_args=static)(**options)
+    for wrapped, steps in ((every_second, 4), (injected, 2)):
+        state, step = wrapped.init(params), jax.jit(wrapped.update)
+        before = signature(state)
+        for _ in range(steps):
+            got, state = step(gradients, state, params)
+        assert signature(state) == before
+        assert_trees_close(got, wanted, 1e-4)
+
+
 def test_inject_hyperparams_without_static_arguments(params):
     build = optax.inject_hyperparams(harness.build)
     jax.eval_shape(build("adamw", learning_rate=0.01).init, params)

@@ -402,7 +402,7 @@ TRAPS = {
     ),
     "stack of as many layers as inputs": (
         {"fc": {"kernel": (4, 4, 8), "bias": (4, 8)}, "query": {"kernel": (4, 4, 8), "bias": (4, 8)}},
-        {"fc/kernel": ("hidden", (1,), (2,)), "query/kernel": ("hidden", (0,), (1, 2))},
+        {"fc/kernel": ("hidden", (1,), (2,)), "query/kernel": ("hidden", (1,), (2,))},
     ),
     "bare stacked arrays": (
         {"blocks": {"attn_norm": (3, 8), "wq": (3, 8, 8), "wo": (3, 8, 8), "w1": (3, 8, 32), "b1": (3, 32)}},
@@ -658,17 +658,17 @@ def test_view_function_of_a_rule():
         (("fc", "hidden"), r"rules\[0\] is 'fc'.*rules=\[\(regex, label\)\]"),
         (
             [("fc/kernel", "hidden", MuonDimensionNumbers((0,), (2,)))],
-            r"'user: fc/kernel' gives leaf 'fc/kernel' of shape \(4, 8\).*output_axis names \[2\].*narrow the rule",
+            r"'user: fc/kernel': leaf 'fc/kernel' of shape \(4, 8\).*names axes \(2,\).*narrow the rule",
         ),
-        ([("fc/kernel", "hidden", MuonDimensionNumbers((0,), (-2,)))], "names an axis twice"),
-        ([("fc/kernel", "hidden", MuonDimensionNumbers((0, 1), ()))], "has no output axis"),
+        ([("fc/kernel", "hidden", MuonDimensionNumbers((0,), (-2,)))], "each axis once"),
+        ([("fc/kernel", "hidden", MuonDimensionNumbers((0, 1), ()))], "at least one output axis"),
         ([Rule("bad", "hidden", view=lambda leaf: (0, 1))], "not an optax.contrib.MuonDimensionNumbers"),
     ],
 )
 def test_bad_rules_are_named(rules, message, monkeypatch):
     # Past the type checks, which speak first where they are on.
-    inner = routing._route.compile_rules
-    monkeypatch.setattr(routing._route, "compile_rules", getattr(inner, "__wrapped__", inner))
+    inner = routing.routes.compile_rules
+    monkeypatch.setattr(routing.routes, "compile_rules", getattr(inner, "__wrapped__", inner))
     with pytest.raises(ValueError, match=message):
         getattr(route, "__wrapped__", route)(tree_of(PARAMS), rules)
 
@@ -754,5 +754,5 @@ def test_rules_are_documented(pytestconfig):
 
 
 def test_leaf_is_public_for_rules():
-    leaf = Leaf("fc/kernel", ("fc", "kernel"), (4, 8), jnp.float32, {}, frozenset())
+    leaf = Leaf("fc/kernel", ("fc", "kernel"), (4, 8), jnp.float32)
     assert (leaf.name, leaf.owner, leaf.module, leaf.ndim) == ("kernel", "fc", "fc", 2)

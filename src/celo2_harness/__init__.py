@@ -1,7 +1,7 @@
 """Celo2, a learned optimizer, and the harness around it, as Optax building blocks.
 
-from celo2_harness import harness
-tx = harness.build(preset="celo2_ortho", learning_rate=1e-3, total_steps=10_000)
+import celo2_harness
+tx = celo2_harness.build(preset="celo2_ortho", learning_rate=1e-3, total_steps=10_000)
 """
 
 # First, because it may install an import hook for all that follows.
@@ -46,9 +46,6 @@ from celo2_harness.blocks import (
     look_ahead as look_ahead,
 )
 from celo2_harness.blocks import (
-    make_block as make_block,
-)
-from celo2_harness.blocks import (
     mix_momenta as mix_momenta,
 )
 from celo2_harness.blocks import (
@@ -63,6 +60,7 @@ from celo2_harness.blocks import (
 from celo2_harness.blocks import (
     scale_by_shape as scale_by_shape,
 )
+from celo2_harness.harness import build as build
 from celo2_harness.harness import describe as describe
 from celo2_harness.routing import Rule as Rule
 from celo2_harness.routing import label_params as label_params

@@ -1,5 +1,6 @@
 """Trees that users give: looked up by path, freed of metadata, checked with messages that name the leaf."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
@@ -17,6 +18,15 @@ def leaves_by_name(tree: PyTree) -> dict[str, Any]:
     """
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """The memory that the arrays of a tree take, in bytes; abstract shapes count as the arrays that they stand for.
+
+    >>> tree_bytes({"a": jnp.zeros((2, 3), jnp.float32), "b": jax.ShapeDtypeStruct((), jnp.int32)})
+    28
+    """
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:
@@ -59,6 +69,17 @@ def bare_structure(treedef: Any) -> Any:
         PyTreeDef({'kernel': *})
     """
     return jax.tree.structure(treedef.unflatten([0] * treedef.num_leaves), is_leaf=_is_box)
+
+
+def leaves_by_bare_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[Any, Any]:
+    """The leaves of a tree by their paths, of which boxes are no part (see `bare_structure`).
+
+    A tree that has boxes and one that has none then have the same paths: `flax.nnx.Optimizer` hands `init` variables
+    and `update` plain arrays.
+    """
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
+    bare = bare_structure(treedef).unflatten(range(len(leaves)))
+    return {path: leaves[index] for path, index in jax.tree_util.tree_flatten_with_path(bare)[0]}
 
 
 def unboxed(part: Any) -> Any:

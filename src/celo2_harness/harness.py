@@ -1,61 +1,73 @@
-"""Whole optimizers from the blocks: presets, and `build`. Assembly only, no arithmetic.
+"""Whole optimizers from the blocks: `build` and `describe`. Assembly only, no arithmetic.
 
 A preset sends hidden matrices to one direction and everything else to another. Each becomes a chain
 
-    direction -> decoupled weight decay -> learning rate
+    direction -> weight decay -> learning rate
 
-and `optax.partition` joins the two by the labels of `routing`. A preset whose leaves depend on each other has one
+and `optax.partition` joins them by the labels of `routing`. A preset whose leaves depend on each other has one
 direction for all. Leaves labelled "frozen" get no update.
 """
 
+import dataclasses
+import inspect
 import math
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from beartype import BeartypeConf, beartype
-from jax.sharding import NamedSharding, PartitionSpec
 
 from celo2_harness import routing
-from celo2_harness._trees import require_like_params, tree_difference
+from celo2_harness._arguments import choose, number, run_length, warmup_length
+from celo2_harness._trees import by_path, require_like_params, tree_difference
 from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
 from celo2_harness.blocks import Celo2State, add_decayed_weights
+from celo2_harness.blocks.decay import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers
+from celo2_harness.presets import AdamW as AdamW
 from celo2_harness.presets import Group as Group
 from celo2_harness.presets import Preset as Preset
 from celo2_harness.presets import Settings as Settings
-from celo2_harness.presets import choose, find_preset, rest_factor
+from celo2_harness.presets import find_preset
 from celo2_harness.presets import preset_weights as preset_weights
 from celo2_harness.presets import presets as presets
 from celo2_harness.presets import register_preset as register_preset
 from celo2_harness.routing import RuleLike
 from celo2_harness.rule import resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
-from celo2_harness.sharding import Sharding, like_parameters, resolve_shardings
+from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
 from celo2_harness.weights import Weights
 
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
 STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "sharding", "weight_dimension_numbers")
+# The roles that a weight decay on "all matrices, but no biases and no norms" names.
+MATRICES = ("hidden", "embedding", "head", "other")
+# What may be set apart, from general to special: a "vector" is any of the four after it.
+REST_ROLES = ("embedding", "head", "other", "vector", "gain", "bias", "scalar")
+_VECTORS = ("gain", "bias", "scalar")
 
 _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
 
+# One value for all, or a value by role.
+ByRole = ScalarOrSchedule | Mapping[str, Any]
 
-@_checked
+
 def build(
     preset: str | Preset = "celo2_ortho",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     *,
-    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay: ByRole = 0.0,
     rest_weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mode: Mode = "decoupled",
     schedule: str = "warmup_cosine",
     warmup: Any = 0.05,
     weights: Weights | VeloWeights | str | None = None,
-    rest_learning_rate_factor: Any = None,
+    rest_learning_rate_factor: ByRole | None = None,
+    rest: Mapping[str, AdamW] | None = None,
     rules: Sequence[RuleLike] = (),
     strict: bool = False,
     per_head: bool = False,
@@ -70,208 +82,163 @@ def build(
     rest_weight_decay p), with eta the learning rate of the step. Presets with one group for all leaves (VeLO) have no
     factor: p <- p - eta (direction + 0.001 decay p), decay being that of the leaf's label; eta = 1 is VeLO's own step.
 
+    Numbers may be those of Python, NumPy or JAX, traced ones too. A role is "embedding", "head", "other", "vector",
+    or one of the kinds of vectors: "gain", "bias" and "scalar", which go before "vector".
+
     Args:
-      preset: a name out of `presets()`, or a `Preset`.
-      learning_rate: peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule, which
-        is taken as it is (under `optax.inject_hyperparams` it arrives as a number, and is multiplied by `schedule`
-        if `total_steps` is given). None: the preset's default.
-      total_steps: length of the run in steps, for the schedule. None: a number is a constant learning rate. VeLO needs
-        it.
-      weight_decay: decoupled weight decay of hidden matrices.
-      rest_weight_decay: decoupled weight decay of all other leaves (embeddings, heads, vectors).
-      schedule: name of the schedule out of `celo2_harness.schedules.SCHEDULES`. VeLO keeps its own time instead.
-      warmup: warm-up of the schedule: a fraction of the run if below one, else steps.
-      weights: the learned rule: `Weights`, or what `load_weights` takes (of VeLO, `VeloWeights`, or what
-        `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
-      rest_learning_rate_factor: learning rate of the rest over that of hidden matrices. None: the preset's.
-      rules: routing rules that go before the built-in ones (see `label_params`), or names of installed ones.
-      strict: refuse leaves that no routing rule matches.
-      per_head: one matrix per attention head.
-      weight_dimension_numbers: what `optax.contrib.muon` takes under that name: a tree of `MuonDimensionNumbers` (None:
-        not a hidden matrix), a prefix of it, or a function of the parameters. It goes before the built-in rules and
-        after `rules`.
-      state_dtype: of the learned rule's momenta and second moment, float32 or bfloat16.
-      kernel: how the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
-        which is slow and meant for tests).
-      sharding: how the parameters lie on a mesh of devices: a mesh (placed by
-        `celo2_harness.sharding.parameter_shardings`), a tree of `jax.sharding.NamedSharding` like the parameters, or a
-        function of the parameters returning one. State and updates are then placed like the parameters, and matrices
-        are shared out among the devices to be orthogonalised (see `orthogonalize`). None: nothing is placed.
+        preset: A name out of `presets()`, or a `Preset`.
+        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule,
+            which is taken as it is (under `optax.inject_hyperparams` it arrives as a number, and is multiplied by
+            `schedule` if `total_steps` is given). None: the preset's default.
+        total_steps: The length of the run in steps, for the schedule. None: a number is a constant learning rate. VeLO
+            needs it.
+        weight_decay: Weight decay of hidden matrices; or a mapping from roles ("hidden" is one here) to weight decays.
+            `dict.fromkeys(harness.MATRICES, 0.1)` decays all matrices, embeddings and heads too, and neither biases
+            nor norms.
+        rest_weight_decay: Weight decay of all other leaves (embeddings, heads, vectors) that nothing else speaks of.
+        weight_decay_mode: "decoupled" (times the learning rate), "cautious" (only where the step already shrinks the
+            parameter) or "independent" (of the learning rate; a step shrinks by the weight decay itself). See
+            `add_decayed_weights`.
+        schedule: The name of a schedule out of `celo2_harness.schedules.SCHEDULES`. VeLO keeps its own time instead.
+        warmup: Warm-up of the schedule: a fraction of the run if below one, else steps.
+        weights: The learned rule: `Weights`, or what `load_weights` takes (of VeLO, `VeloWeights`, or what
+            `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
+        rest_learning_rate_factor: Learning rate of the rest over that of hidden matrices; or a mapping from roles to
+            factors. None: the preset's.
+        rest: A mapping from roles to `AdamW(learning_rate_factor, b1, b2, weight_decay)`, for what a role has apart
+            from the rest. It goes before the short forms above.
+        rules: Routing rules that go before the built-in ones (see `label_params`).
+        strict: Whether to refuse leaves that no routing rule matches.
+        per_head: Whether every attention head is a matrix of its own.
+        weight_dimension_numbers: What `optax.contrib.muon` takes under that name: a tree of `MuonDimensionNumbers`
+            (None: not a hidden matrix), a prefix of it, or a function of the parameters. It goes before the built-in
+            rules and after `rules`.
+        state_dtype: The dtype of the learned rule's momenta and second moment, float32 or bfloat16.
+        kernel: How the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
+            which is slow and meant for tests).
+        sharding: How the parameters lie on a mesh of devices: a mesh (placed by
+            `celo2_harness.sharding.parameter_shardings`), a tree of `jax.sharding.NamedSharding` like the parameters,
+            or a function of the parameters returning one. State and updates are then placed like the parameters, and
+            matrices are shared out among the devices to be orthogonalised (see `orthogonalize`). None: nothing is
+            placed.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`; `update` needs `params`, and with VeLO `value`, the loss. The state is
-      an `optax.PartitionState` with inner states "hidden", "rest" and "frozen" (with VeLO "all" and "frozen"); updates
-      have the parameters' dtype.
+        An `optax.GradientTransformationExtraArgs`; `update` needs `params`, and with VeLO `value`, the loss. The state
+        is an `optax.PartitionState` with inner states "hidden", "rest" and "frozen", and one for each role that is set
+        apart (with VeLO "all" and "frozen"); updates have the parameters' dtype. Frozen leaves may have any dtype, and
+        their gradients are not looked at.
 
     Raises:
-      ValueError: a value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded;
-        in `init` and `update`, a leaf that is no floating-point array, updates or a state of other parameters.
-      TypeError: an argument of the wrong type.
+        ValueError: A value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded;
+            in `init` and `update`, a leaf to train that is no floating-point array, updates or a state of other
+            parameters.
+        TypeError: An argument of the wrong type.
 
     Example:
-      >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)
-      >>> params = {"layer": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
-      >>> updates, state = tx.update(params, tx.init(params), params)
-      >>> jax.tree.map(jnp.shape, updates)
-      {'layer': {'bias': (4,), 'kernel': (8, 4)}}
+        >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)
+        >>> params = {"layer": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> jax.tree.map(jnp.shape, updates)
+        {'layer': {'bias': (4,), 'kernel': (8, 4)}}
 
-    Source: arXiv 2602.19142, section 4 (harness), and Muon's conventions (arXiv 2502.16982) for `celo2_muon`, `muon`.
+    References:
+        arXiv 2602.19142, section 4 (harness); Muon's conventions (arXiv 2502.16982) for `celo2_muon` and `muon`.
     """
-    recipe = find_preset(preset)
-    rate = recipe.learning_rate if learning_rate is None else learning_rate
-    _require_at_least_zero(
-        learning_rate=rate,
+    plan = _plan(
+        preset=preset,
+        learning_rate=learning_rate,
+        total_steps=total_steps,
         weight_decay=weight_decay,
         rest_weight_decay=rest_weight_decay,
+        weight_decay_mode=weight_decay_mode,
+        schedule=schedule,
+        warmup=warmup,
+        weights=weights,
         rest_learning_rate_factor=rest_learning_rate_factor,
+        rest=rest,
+        rules=rules,
+        strict=strict,
+        per_head=per_head,
+        weight_dimension_numbers=weight_dimension_numbers,
+        state_dtype=state_dtype,
+        kernel=kernel,
+        sharding=sharding,
     )
-    shape = choose(schedule, SCHEDULES, "schedule")
-    if recipe.own_course and total_steps is None:
-        raise ValueError(f"preset {recipe.name}: total_steps is missing; the rule needs the length of the run.")
-    if total_steps is not None and (recipe.own_course or not callable(rate)):
-        _check_run(total_steps, 0 if recipe.own_course else warmup)
-        rate = rate if recipe.own_course else scaled(rate, shape(int(total_steps), warmup))
-    factor = rest_factor(recipe, rest_learning_rate_factor)
-    loaded = preset_weights(recipe, weights)
-    state_dtype = resolve_state_dtype(state_dtype)
-    kernel = resolve_kernel(kernel)
-    rules = routing.expand_rules(rules)
-
-    def partition(tree: Params) -> optax.GradientTransformationExtraArgs:
-        own = (*rules, *routing.rules_of_dimension_numbers(weight_dimension_numbers, tree))
-        routes = routing.route(tree, own, strict=strict, per_head=per_head)
-        _require_floating(recipe.name, routes)
-        places = None if sharding is None else _by_path(resolve_shardings(sharding, tree))
-        settings = Settings(loaded, _views_of(routes), state_dtype, kernel, total_steps, places)
-        labels = jax.tree.map(group_of, routes)
-
-        def chain(
-            group: Group, rate: ScalarOrSchedule, decays: Mapping[Any, ScalarOrSchedule]
-        ) -> optax.GradientTransformation:
-            return optax.chain(
-                group.direction(settings),
-                *(add_decayed_weights(scaled(group.weight_decay_factor, w), mask=mask) for mask, w in decays.items()),
-                optax.scale_by_learning_rate(rate),  # type: ignore[arg-type]
-            )
-
-        transforms: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
-        if recipe.rest is None:
-            decays = {_has_label(labels, "hidden"): weight_decay, _has_label(labels, "rest"): rest_weight_decay}
-            transforms["all"] = chain(recipe.hidden, rate, decays)
-            labels = jax.tree.map(lambda label: label if label == "frozen" else "all", labels)
-        else:
-            transforms["hidden"] = chain(recipe.hidden, rate, {None: weight_decay})
-            transforms["rest"] = chain(recipe.rest, scaled(factor, rate), {None: rest_weight_decay})
-        # A function: Optax would call a tree of labels that can be called, which every Equinox model is.
-        return optax.partition(transforms, lambda _: labels)
-
-    def placed(params: Params, updates: Any, state: Any) -> tuple[Any, Any]:
-        """Updates (or None) and state where they belong on the mesh."""
-        if sharding is None or not jax.tree.leaves(params):
-            return updates, state
-        places = resolve_shardings(sharding, params)
-        whole = NamedSharding(jax.tree.leaves(places)[0].mesh, PartitionSpec())
-        constrain = jax.lax.with_sharding_constraint
-
-        def place(part: Any, found: Any) -> Any:
-            if isinstance(part, Celo2State):
-                return part  # it has placed itself
-            return constrain(part, whole if found is None else found)
-
-        is_leaf = lambda part: isinstance(part, Celo2State)
-        state = jax.tree.map(place, state, like_parameters(state, params, places), is_leaf=is_leaf)
-        return None if updates is None else constrain(updates, places), state
 
     def init_fn(params: Params) -> optax.OptState:
-        return placed(params, None, partition(params).init(_at_least_float32(params)))[1]
+        return _in_float32(plan.transformation(params)).init(params)
 
-    def update_fn(
-        updates: Updates, state: optax.OptState, params: Params | None = None, **extra_args: Any
-    ) -> tuple[Updates, optax.OptState]:
-        if params is None:
-            raise ValueError(
-                f"{recipe.name}: update(updates, state, params) was called without params. The update depends on the"
-                " parameters; pass the tree that you will apply the updates to."
-            )
-        require_like_params(recipe.name, updates, params)
-        tx = partition(params)
-        try:
-            updates, state = placed(params, updates, state)
-            wide = _at_least_float32((updates, params))
-            updates, state = tx.update(wide[0], state, wide[1], **extra_args)
-        except _TREE_ERRORS as error:
-            difference = tree_difference(state, jax.eval_shape(init_fn, params), dtypes=True)
-            if difference is None:
-                raise
-            raise ValueError(
-                f"{recipe.name}: the state is not one that init makes for these parameters: {difference} Make it with"
-                " init of this optimizer, built with the same options, on the tree that is passed as params."
-            ) from error
-        return placed(params, jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state)
+    def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
+        return _in_float32(plan.transformation(params)).update(updates, state, params, **extra_args)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+    tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+    tx = on_explicit_mesh(tx) if sharding is None else placed(tx, sharding, own=Celo2State)
+    return _explained(plan.preset.name, tx)
 
 
-@_checked
-def describe(
-    params: PyTree,
-    preset: str | Preset = "celo2_ortho",
-    *,
-    weight_decay: float | int = 0.0,
-    rest_weight_decay: float | int = 0.0,
-    weights: Weights | VeloWeights | str | None = None,
-    rest_learning_rate_factor: float | int | None = None,
-    rules: Sequence[RuleLike] = (),
-    strict: bool = False,
-    per_head: bool = False,
-    weight_dimension_numbers: WeightDimensionNumbers = None,
-    state_dtype: Any = "float32",
-) -> str:
+def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: Any) -> str:
     """What `build` would do with every leaf, as a printable table.
 
     Args:
-      params: a parameter tree; shapes are enough (`jax.eval_shape`).
-      preset: and the other arguments as for `build`.
+        params: A parameter tree; shapes are enough (`jax.eval_shape`).
+        preset: A name out of `presets()`, or a `Preset`.
+        **arguments: The other arguments of `build`, with the same defaults.
 
     Returns:
-      A table: path, shape, matrix view, label, optimizer, learning-rate factor, weight decay, parameters, state bytes,
-      and totals.
+        A table of path, shape, matrix view, label, optimizer, learning-rate factor, weight decay, parameters, state
+        bytes and rule, and totals.
 
     Raises:
-      ValueError: as `build` and `label_params`.
+        ValueError: As `build` does.
+        TypeError: As `build` does.
 
     Example:
-      >>> params = {"mlp": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
-      >>> print(describe(params).splitlines()[0].split()[0])
-      path
+        >>> params = {"mlp": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
+        >>> print(describe(params).splitlines()[0].split()[0])
+        path
     """
-    recipe = find_preset(preset)
-    loaded = preset_weights(recipe, weights)
-    rest = recipe.hidden if recipe.rest is None else recipe.rest
-    factor = rest_factor(recipe, rest_learning_rate_factor)
-    columns = {
-        "hidden": (recipe.hidden, recipe.hidden.learning_rate_factor, recipe.hidden.weight_decay_factor * weight_decay),
-        "rest": (rest, factor, rest.weight_decay_factor * rest_weight_decay),
-        "frozen": (Group("none", lambda settings: optax.identity()), 0.0, 0.0),
-    }
+    if isinstance(preset, (str, Preset)) and find_preset(preset).needs_num_steps:
+        arguments.setdefault("total_steps", 1)  # the size of a state does not depend on the length of the run
+    bound = inspect.signature(build).bind(preset, **arguments)
+    bound.apply_defaults()
+    plan = _plan(**bound.arguments)
+    return routing.format_report([plan.row(route) for route in jax.tree.leaves(plan.routes(params))])
 
-    def row(route: routing.Route) -> routing.ReportRow:
-        group, learning_rate_factor, decay = columns[group_of(route)]
-        leaf = jax.ShapeDtypeStruct(route.shape, jnp.promote_types(route.dtype, jnp.float32))
-        # The size of a state does not depend on the length of the run.
-        tx = group.direction(Settings(loaded, route.view, state_dtype, total_steps=1))
-        return routing.ReportRow(
-            route=route,
-            optimizer=group.optimizer,
-            learning_rate_factor=learning_rate_factor,
-            weight_decay=decay,
-            parameters=math.prod(route.shape),
-            state_bytes=_bytes(tx, leaf) - _bytes(tx, ()),
-        )
 
-    own = (*rules, *routing.rules_of_dimension_numbers(weight_dimension_numbers, params))
-    routes = routing.route(params, own, strict=strict, per_head=per_head)
-    return routing.format_report([row(route) for route in jax.tree.leaves(routes)])
+@_checked
+def learning_rate_schedule(
+    preset: str | Preset = "celo2_ortho",
+    learning_rate: ScalarOrSchedule | None = None,
+    total_steps: Any = None,
+    schedule: str = "warmup_cosine",
+    warmup: Any = 0.05,
+) -> optax.Schedule:
+    """The learning rate of hidden matrices at every step, as `build` has it for the same arguments.
+
+    `build` takes the result as its `learning_rate`, so that a program can log what its optimizer uses.
+
+    Args:
+        preset: A name out of `presets()`, or a `Preset`.
+        learning_rate: The peak, or a schedule, which is returned as it is. None: the preset's default.
+        total_steps: The length of the run in steps. None: the learning rate is constant.
+        schedule: The name of a schedule. Rules that keep their own time (VeLO) have a constant learning rate.
+        warmup: Warm-up of the schedule: a fraction of the run if below one, else steps.
+
+    Returns:
+        A function of the step count.
+
+    Raises:
+        ValueError: As `build` does.
+        TypeError: As `build` does.
+
+    Example:
+        >>> rate = learning_rate_schedule("adamw", 1e-3, total_steps=100, warmup=10)
+        >>> [round(float(rate(step)), 6) for step in (0, 5, 10, 55)]
+        [0.0, 0.0005, 0.001, 0.0005]
+        >>> tx = build("adamw", rate, 100)
+    """
+    rate = _learning_rate(find_preset(preset), learning_rate, total_steps, schedule, warmup)
+    return rate if callable(rate) else optax.constant_schedule(rate)
 
 
 def group_of(route: routing.Route) -> str:
@@ -279,67 +246,287 @@ def group_of(route: routing.Route) -> str:
     return route.label if route.label in ("hidden", "frozen") else "rest"
 
 
-def _require_floating(name: str, routes: PyTree) -> None:
-    for route in jax.tree.leaves(routes):
-        if route.dtype is None:
-            raise ValueError(f"{name}: leaf {route.path!r} is a Python number, expected an array: jnp.asarray(...).")
-        if route.label != "frozen" and not jnp.issubdtype(route.dtype, jnp.floating):
-            raise ValueError(
-                f"{name}: leaf {route.path!r} has dtype {jnp.dtype(route.dtype)}, expected a floating-point one. Leave"
-                f" it out of the parameters, or freeze it: rules=[({route.path!r}, 'frozen')]."
-            )
+def _learning_rate(
+    recipe: Preset, learning_rate: ScalarOrSchedule | None, total_steps: Any, schedule: str, warmup: Any
+) -> ScalarOrSchedule:
+    """The one place where default, bounds and schedule of a learning rate are decided."""
+    rate = number("learning_rate", recipe.learning_rate if learning_rate is None else learning_rate)
+    shape = choose(schedule, SCHEDULES, "schedule")
+    if total_steps is None:
+        return rate
+    steps = run_length(total_steps)
+    if callable(rate) or recipe.needs_num_steps:
+        return rate
+    return scaled(rate, shape(steps, warmup_length(warmup, steps)))
 
 
-# What JAX and Optax raise for a tree or an array that does not fit.
-_TREE_ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError)
+@_checked
+def _plan(
+    preset: str | Preset,
+    learning_rate: ScalarOrSchedule | None,
+    total_steps: Any,
+    weight_decay: ByRole,
+    rest_weight_decay: ScalarOrSchedule,
+    weight_decay_mode: str,
+    schedule: str,
+    warmup: Any,
+    weights: Weights | VeloWeights | str | None,
+    rest_learning_rate_factor: ByRole | None,
+    rest: Mapping[str, AdamW] | None,
+    rules: Sequence[RuleLike],
+    strict: bool,
+    per_head: bool,
+    weight_dimension_numbers: WeightDimensionNumbers,
+    state_dtype: Any,
+    kernel: str,
+    sharding: Sharding | None,
+) -> "_Plan":
+    """The arguments of `build` and `describe`, checked and resolved."""
+    recipe = find_preset(preset)
+    rate = _learning_rate(recipe, learning_rate, total_steps, schedule, warmup)
+    if recipe.needs_num_steps and total_steps is None:
+        raise ValueError(f"preset {recipe.name}: total_steps is missing; the rule needs the length of the run.")
+    decays = _by_role("weight_decay", weight_decay, "hidden")
+    factor = {} if rest_learning_rate_factor is None else rest_learning_rate_factor
+    factors = _by_role("rest_learning_rate_factor", factor, "rest")
+    asked = _by_role("rest", rest or {}, "rest", read=_checked_terms)
+    if recipe.rest is None and (factors or asked):
+        name = "rest" if asked else "rest_learning_rate_factor"
+        raise ValueError(f"{name} = {rest or factor!r}: preset {recipe.name} has one learning rate; leave it out.")
+    for role, terms in asked.items():
+        if recipe.rest is not None and recipe.rest.betas is None and (terms.b1, terms.b2) != (None, None):
+            raise ValueError(f"rest[{role!r}] = {terms}: preset {recipe.name} has no AdamW there; leave out b1 and b2.")
+    return _Plan(
+        preset=recipe,
+        learning_rate=rate,
+        hidden=AdamW(recipe.hidden.learning_rate_factor, weight_decay=decays.pop("hidden", 0.0)),
+        rest=_rest_terms(recipe, factors, decays, number("rest_weight_decay", rest_weight_decay), asked),
+        weight_decay_mode=choose(weight_decay_mode, {mode: mode for mode in get_args(Mode)}, "weight_decay_mode"),
+        settings=Settings(
+            weights=preset_weights(recipe, weights),
+            state_dtype=resolve_state_dtype(state_dtype),
+            kernel=resolve_kernel(kernel),
+            total_steps=None if total_steps is None else run_length(total_steps),
+        ),
+        sharding=sharding,
+        rules=rules,
+        strict=strict,
+        per_head=per_head,
+        weight_dimension_numbers=weight_dimension_numbers,
+    )
 
 
-def _has_label(labels: PyTree, label: str) -> Callable[[Params], Any]:
-    """Where a label is, in whatever part of the tree a masked block sees, found by path."""
-    by_path = dict(jax.tree_util.tree_flatten_with_path(labels)[0])
-    return lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: by_path[path] == label, tree)
+def _by_role(name: str, value: Any, alone: str, read: Callable[[str, Any], Any] = number) -> dict[str, Any]:
+    """A value by role; one that is given alone belongs to the role `alone`."""
+    if not isinstance(value, Mapping):
+        return {alone: read(name, value)}
+    known = REST_ROLES if alone == "rest" else (alone, *REST_ROLES)
+    for role in value:
+        choose(role, dict.fromkeys(known), f"role in {name}")
+    return {role: read(f"{name}[{role!r}]", x) for role, x in value.items()}
 
 
-def _at_least_float32(tree: PyTree) -> PyTree:
-    """Narrow floats as float32: state and arithmetic do not follow the parameters down to bfloat16."""
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+def _checked_terms(name: str, terms: Any) -> AdamW:
+    if not isinstance(terms, AdamW):
+        raise TypeError(f"{name} = {terms!r}: expected a celo2_harness.AdamW.")
+    values = {field: number(f"{name}.{field}", x) for field, x in vars(terms).items() if x is not None}
+    for field in ("b1", "b2"):
+        if not 0.0 <= values.get(field, 0.0) < 1.0:
+            raise ValueError(f"{name}.{field} = {values[field]!r}: expected a number in [0, 1).")
+    return AdamW(**values)
+
+
+def _rest_terms(
+    recipe: Preset, factors: Mapping[str, Any], decays: Mapping[str, Any], weight_decay: Any, asked: Mapping[str, AdamW]
+) -> dict[str, AdamW]:
+    """What "rest" and every role that is set apart from it have; general layers first, special ones over them."""
+    group = recipe.hidden if recipe.rest is None else recipe.rest
+    base = AdamW(group.learning_rate_factor, *(group.betas or (None, None)), weight_decay=weight_decay)
+
+    def terms_of(*names: str) -> AdamW:
+        terms = base
+        for layer in (recipe.roles.get, lambda _: AdamW(factors.get("rest"))):
+            for name in names:
+                terms = (layer(name) or AdamW()).over(terms)
+        for name in names:
+            terms = AdamW(factors.get(name), weight_decay=decays.get(name)).over(terms)
+        for name in names:
+            terms = asked.get(name, AdamW()).over(terms)
+        return terms
+
+    apart = [role for role in REST_ROLES if any(role in layer for layer in (recipe.roles, factors, decays, asked))]
+    found = {role: terms_of("vector", role) if role in _VECTORS else terms_of(role) for role in apart}
+    return {"rest": terms_of("rest"), **found}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What `build` was asked for: everything but the parameters.
+
+    `rest` holds "rest" and the roles that are set apart from it; `settings` lack what depends on the parameters.
+    """
+
+    preset: Preset
+    learning_rate: ScalarOrSchedule
+    hidden: AdamW
+    rest: Mapping[str, AdamW]
+    weight_decay_mode: str
+    settings: Settings
+    sharding: Sharding | None
+    rules: Sequence[RuleLike]
+    strict: bool
+    per_head: bool
+    weight_dimension_numbers: WeightDimensionNumbers
+
+    def routes(self, params: Params) -> PyTree:
+        """The route of every leaf. All leaves that are trained are floating-point arrays."""
+        rules = (*self.rules, *routing.rules_of_dimension_numbers(self.weight_dimension_numbers, params))
+        routes = routing.route(params, rules, strict=self.strict, per_head=self.per_head)
+        for route in jax.tree.leaves(routes):
+            if route.dtype is None:
+                raise ValueError(
+                    f"{self.preset.name}: leaf {route.path!r} is a Python number, expected an array: jnp.asarray(...)."
+                )
+            if route.label != "frozen" and not jnp.issubdtype(route.dtype, jnp.floating):
+                raise ValueError(
+                    f"{self.preset.name}: leaf {route.path!r} has dtype {route.dtype}, expected a floating-point one."
+                    f" Leave it out of the parameters, or freeze it: rules=[({route.path!r}, 'frozen')]."
+                )
+        return routes
+
+    def key(self, route: routing.Route) -> str:
+        """Which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
+        group = group_of(route)
+        apart = [name for name in (route.role, route.label) if name in self.rest]
+        return apart[0] if group == "rest" and apart else group
+
+    def group(self, key: str) -> Group:
+        """The optimizer of a key other than "frozen"."""
+        return self.preset.hidden if key == "hidden" or self.preset.rest is None else self.preset.rest
+
+    def direction(self, key: str, terms: AdamW, **settings: Any) -> optax.GradientTransformation:
+        """The update direction of a key, with the settings that depend on the parameters."""
+        if terms.b1 is not None and terms.b2 is not None:
+            settings["betas"] = terms.b1, terms.b2
+        return self.group(key).direction(dataclasses.replace(self.settings, **settings))
+
+    def transformation(self, params: Params) -> optax.GradientTransformationExtraArgs:
+        """The optimizer of trees with the paths and shapes of these parameters."""
+        routes = self.routes(params)
+        keys = jax.tree.map(self.key, routes)
+        settings = {
+            "views": by_path(routes, lambda route: route.view),
+            "sharding": None if self.sharding is None else by_path(resolve_shardings(self.sharding, params)),
+        }
+
+        def chain(key: str, terms: AdamW, decays: Mapping[Any, Any]) -> optax.GradientTransformation:
+            group, mode = self.group(key), self.weight_decay_mode
+            decay = [
+                add_decayed_weights(scaled(group.weight_decay_factor, w), mode, mask=mask)  # type: ignore[arg-type]
+                for mask, w in decays.items()
+            ]
+            assert terms.learning_rate_factor is not None
+            rate = optax.scale_by_learning_rate(scaled(terms.learning_rate_factor, self.learning_rate))  # type: ignore[arg-type]
+            after = [rate, *decay] if mode == "independent" else [*decay, rate]
+            return optax.chain(self.direction(key, terms, **settings), *after)
+
+        transforms: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
+        if self.preset.rest is None:
+            of = lambda key: by_path(keys, lambda found: found == key)
+            decays = {of(key): terms.weight_decay for key, terms in {"hidden": self.hidden, **self.rest}.items()}
+            transforms["all"] = chain("hidden", self.hidden, decays)
+            keys = jax.tree.map(lambda key: key if key == "frozen" else "all", keys)
+        else:
+            for key, terms in {"hidden": self.hidden, **self.rest}.items():
+                transforms[key] = chain(key, terms, {None: terms.weight_decay})
+        # A function: Optax would call a tree of labels that can be called, which every Equinox model is.
+        return optax.partition(transforms, lambda _: keys)
+
+    def row(self, route: routing.Route) -> routing.ReportRow:
+        """What the optimizer does with a leaf."""
+        size = math.prod(route.shape)
+        key = self.key(route)
+        if key == "frozen":
+            return routing.ReportRow(route, "none", 0.0, 0.0, size, 0)
+        group, terms = self.group(key), self.hidden if key == "hidden" else self.rest[key]
+        tx = self.direction(key, terms, views=route.view)
+        betas = (
+            ""
+            if key == "hidden" or (terms.b1, terms.b2) == (group.betas or (None, None))
+            else (f" ({terms.b1:g}, {terms.b2:g})")
+        )
+        leaf = jax.ShapeDtypeStruct(route.shape, _wide(route.dtype))
+        return routing.ReportRow(
+            route=route,
+            optimizer=group.optimizer + betas,
+            learning_rate_factor=terms.learning_rate_factor,
+            weight_decay=scaled(group.weight_decay_factor, terms.weight_decay),
+            parameters=size,
+            state_bytes=_bytes(tx, leaf) - _bytes(tx, ()),
+        )
 
 
 def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
 
-def _by_path(tree: PyTree) -> Callable[[Updates], Any]:
-    """The leaves of a tree for whatever part of it a masked block sees."""
-    leaves = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
-    return lambda updates: jax.tree_util.tree_map_with_path(lambda path, _: leaves[path], updates)
+def _wide(dtype: Any) -> Any:
+    """The dtype of state and arithmetic: at least float32; other kinds of numbers stay."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    return jnp.dtype(jnp.float32) if narrow else dtype
 
 
-def _views_of(routes: PyTree) -> Callable[[Updates], Any]:
-    """The views for whatever part of the tree a masked block sees, found by path."""
-    by_path = dict(jax.tree_util.tree_flatten_with_path(routes)[0])
-    return lambda updates: jax.tree_util.tree_map_with_path(lambda path, _: by_path[path].view, updates)
+def _in_float32(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """State and arithmetic do not follow the parameters down to bfloat16; updates have the parameters' dtype."""
+
+    def widened(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x if x.dtype == _wide(x.dtype) else x.astype(_wide(x.dtype)), tree)
+
+    def like(update: Any, parameter: Any) -> Any:
+        # What is no floating-point array is frozen, whatever its gradient is.
+        floating = jnp.issubdtype(parameter.dtype, jnp.floating)
+        return update.astype(parameter.dtype) if floating else jnp.zeros_like(parameter)
+
+    def init_fn(params: Params) -> optax.OptState:
+        return tx.init(widened(params))
+
+    def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
+        updates, state = tx.update(widened(updates), state, widened(params), **extra_args)
+        return jax.tree.map(like, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
 
 
-def _require_at_least_zero(**values: Any) -> None:
-    for name, value in values.items():
-        if value is None or callable(value) or isinstance(value, jax.Array):
-            continue
-        # Not float(value): there are whole numbers that no float can hold.
-        if jnp.ndim(value) != 0 or not 0.0 <= value <= sys.float_info.max:
-            raise ValueError(f"{name} = {value!r}: expected a finite number >= 0 (or a schedule).")
+# What JAX and Optax raise for a tree or an array that does not fit.
+_TREE_ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError)
 
 
-def _check_run(total_steps: Any, warmup: Any) -> None:
-    if isinstance(total_steps, jax.Array) or isinstance(warmup, jax.Array):
-        raise ValueError(
-            "total_steps and warmup must be Python numbers; with optax.inject_hyperparams pass"
-            " static_args=harness.STATIC_ARGS."
-        )
-    # Steps are counted in int32.
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or not 1 <= total_steps < 2**31:
-        raise ValueError(f"total_steps = {total_steps!r}: expected a whole number of steps >= 1 (below 2^31), or None.")
-    if not isinstance(warmup, (int, float)) or not 0 <= warmup < total_steps:
-        raise ValueError(
-            f"warmup = {warmup!r}: expected a fraction of the run below 1, or steps below total_steps = {total_steps}."
-        )
+def _explained(name: str, tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, with messages that name the leaf where parameters, updates and state do not belong together."""
+
+    def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
+        if params is None:
+            raise ValueError(
+                f"{name}: update(updates, state, params) was called without params. The update depends on the"
+                " parameters; pass the tree that you will apply the updates to."
+            )
+        require_like_params(name, updates, params)
+        try:
+            return tx.update(updates, state, params, **extra_args)
+        except _TREE_ERRORS as error:
+            difference = state_difference(state, params)
+            if difference is None:
+                raise
+            raise ValueError(
+                f"{name}: the state is not one that init makes for these parameters: {difference} Make it with init of"
+                " this optimizer, built with the same options, on the tree that is passed as params."
+            ) from error
+
+    def state_difference(state: Any, params: Params) -> str | None:
+        try:
+            wanted = jax.eval_shape(tx.init, params)
+        except _TREE_ERRORS:
+            return None  # the parameters themselves are refused
+        return tree_difference(state, wanted, dtypes=True)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What installed packages add, by entry points: presets, blocks, routing rules, tasks and weight files.
+"""What installed packages add, by entry points: presets and tasks.
 
 A package names its additions in its `pyproject.toml`, one group per kind:
 
@@ -17,10 +17,7 @@ from typing import Any, TypeVar
 # Kind -> what an entry point of the group "celo2_harness.KIND" must be.
 KINDS = {
     "presets": "a celo2_harness.harness.Preset",
-    "blocks": "a function that returns an optax.GradientTransformation",
-    "routing_rules": "a list of routing rules",
     "tasks": "a celo2_harness.lab.tasks.TaskKind",
-    "weights": "the path of a weight file, or celo2_harness.Weights",
 }
 
 Value = TypeVar("Value")

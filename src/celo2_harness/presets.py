@@ -4,7 +4,6 @@ A new preset is a row of `_PRESETS`; `harness.build` makes the optimizer of it.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,12 +11,15 @@ import optax
 from beartype import BeartypeConf, beartype
 
 from celo2_harness import plugins
-from celo2_harness._types import Updates
+from celo2_harness._arguments import choose
+from celo2_harness._types import ScalarOrSchedule, Updates
 from celo2_harness.blocks import orthogonalize, scale_by_celo2, scale_by_shape
 from celo2_harness.blocks.views import WeightDimensionNumbers, optax_dimension_numbers
 from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
 from celo2_harness.weights import Weights, load_weights
 
+# Decays of AdamW's moments; the second is that of language models (arXiv 2005.14165).
+ADAMW_BETAS = (0.9, 0.95)
 # Update RMS at which a normalised update and AdamW want the same learning rate (arXiv 2502.16982).
 ADAMW_RMS = 0.2
 
@@ -25,24 +27,52 @@ _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
 
 
 @dataclasses.dataclass(frozen=True)
+class AdamW:
+    """What the optimizer of one role differs in from the rest of its preset; None stands for no difference.
+
+    Attributes:
+        learning_rate_factor: Learning rate over that of hidden matrices, a number or a schedule.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        weight_decay: Weight decay, a number or a schedule.
+
+    Example:
+        >>> from celo2_harness import harness
+        >>> tx = harness.build(rest={"embedding": AdamW(b2=0.99, weight_decay=0.1), "gain": AdamW(weight_decay=0.0)})
+    """
+
+    learning_rate_factor: ScalarOrSchedule | None = None
+    b1: float | None = None
+    b2: float | None = None
+    weight_decay: ScalarOrSchedule | None = None
+
+    def over(self, other: "AdamW") -> "AdamW":
+        """This one, with the other's values where it has none."""
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(other, **values)
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What the direction of a preset may depend on.
 
     Attributes:
-      weights: the learned rule; None in presets that have none.
-      weight_dimension_numbers: the matrix view of every leaf, from routing.
-      state_dtype: of the learned rule's state.
-      kernel: how the learned rule's network is evaluated.
-      total_steps: length of the run; None where it is not known.
-      sharding: the `NamedSharding` of every leaf, as a function of the updates; None on one device.
+        weights: The learned rule; None in presets that have none.
+        views: The matrix view of every leaf, as blocks take it (`weight_dimension_numbers`).
+        state_dtype: The dtype of the learned rule's state.
+        kernel: How the learned rule's network is evaluated.
+        sharding: The `NamedSharding` of every leaf, as a function of the updates; None on one device.
+        total_steps: The length of the run in steps; None where it is not known.
+        betas: The decays of AdamW's moments.
     """
 
-    weights: Weights | VeloWeights | None
-    weight_dimension_numbers: WeightDimensionNumbers
-    state_dtype: Any
+    weights: Weights | VeloWeights | None = None
+    views: WeightDimensionNumbers = None
+    state_dtype: Any = "float32"
     kernel: str = "xla"
-    total_steps: int | None = None
     sharding: Callable[[Updates], Any] | None = None
+    total_steps: int | None = None
+    betas: tuple[float, float] = ADAMW_BETAS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +80,18 @@ class Group:
     """The optimizer of one group of leaves.
 
     Attributes:
-      optimizer: its name in reports.
-      direction: makes the update direction, before weight decay and learning rate.
-      learning_rate_factor: its learning rate over that of `build`.
-      weight_decay_factor: its weight decay over that of `build`.
+        optimizer: Its name in reports.
+        direction: Makes the update direction, before weight decay and learning rate.
+        learning_rate_factor: Its learning rate over that of `build`.
+        weight_decay_factor: Its weight decay over that of `build`.
+        betas: The decays of AdamW's moments; None if the direction is not AdamW's.
     """
 
     optimizer: str
     direction: Callable[[Settings], optax.GradientTransformation]
     learning_rate_factor: float = 1.0
     weight_decay_factor: float = 1.0
+    betas: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +99,16 @@ class Preset:
     """A named optimizer: one group for hidden matrices, one for the rest.
 
     Attributes:
-      name: what `build(preset=...)` takes.
-      description: one line.
-      hidden: group of leaves labelled "hidden".
-      rest: group of all other leaves, except frozen ones; None: they are in the first group too.
-      learning_rate: default peak learning rate.
-      weights: default weights of the learned rule; None if the preset has none.
-      load: how weights are loaded, if not by `load_weights`. Without default weights they have to be given.
-      own_course: the rule knows how much of the run is left: it needs `total_steps`, and `schedule` and `warmup` have
-        no effect.
+        name: What `build(preset=...)` takes.
+        description: One line.
+        hidden: Group of leaves labelled "hidden".
+        rest: Group of all other leaves, except frozen ones; None: they are in the first group too.
+        learning_rate: Default peak learning rate.
+        weights: Default weights of the learned rule; None if the preset has none.
+        load: How weights are loaded, if not by `load_weights`. Without default weights they have to be given.
+        needs_num_steps: Whether the rule keeps its own time: it needs `total_steps`, and `schedule` and `warmup` have
+            no effect.
+        roles: Roles of the rest that differ from it (see `build`).
     """
 
     name: str
@@ -85,7 +118,8 @@ class Preset:
     learning_rate: float
     weights: str | None = None
     load: Callable[[Any], Any] | None = None
-    own_course: bool = False
+    needs_num_steps: bool = False
+    roles: Mapping[str, AdamW] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def learned(self) -> bool:
@@ -98,7 +132,7 @@ def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformat
     return scale_by_celo2(
         settings.weights,
         orthogonalize,
-        weight_dimension_numbers=settings.weight_dimension_numbers,
+        weight_dimension_numbers=settings.views,
         state_dtype=settings.state_dtype,
         kernel=settings.kernel,
         sharding=settings.sharding,
@@ -118,7 +152,7 @@ def _celo2_muon(settings: Settings) -> optax.GradientTransformation:
 
 
 def _muon(settings: Settings) -> optax.GradientTransformation:
-    views = settings.weight_dimension_numbers
+    views = settings.views
     shape = scale_by_shape(ADAMW_RMS, weight_dimension_numbers=views)
     numbers = optax_dimension_numbers(views)
     if settings.sharding is None:
@@ -132,8 +166,8 @@ def _muon(settings: Settings) -> optax.GradientTransformation:
 
 
 def _adamw(settings: Settings) -> optax.GradientTransformation:
-    del settings
-    return optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8)
+    b1, b2 = settings.betas
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=1e-8)
 
 
 def _velo(settings: Settings) -> optax.GradientTransformation:
@@ -147,6 +181,7 @@ def _velo(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(rule, optax.scale(-1.0))  # a direction is subtracted
 
 
+_ADAMW = Group("adamw", _adamw, betas=ADAMW_BETAS)
 # Its step is the rule's own; a weight decay w shrinks by 0.001 w a step, as it would at the learning rate 0.001.
 _VELO = Group("velo", _velo, weight_decay_factor=1e-3)
 
@@ -162,7 +197,7 @@ _PRESETS: dict[str, Preset] = {
             name="celo2_ortho",
             description="Celo2 of the paper: learned + Newton-Schulz for hidden matrices, AdamW at 20x for the rest",
             hidden=Group("celo2 + Newton-Schulz", _celo2_ortho),
-            rest=Group("adamw", _adamw, learning_rate_factor=20.0),
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=20.0),
             learning_rate=1e-3,
             weights="celo2",
         ),
@@ -178,7 +213,7 @@ _PRESETS: dict[str, Preset] = {
             name="celo2_muon",
             description="Celo2 in Muon's conventions: update RMS 0.2, one learning rate shared with AdamW",
             hidden=Group("celo2 + Newton-Schulz", _celo2_muon),
-            rest=Group("adamw", _adamw),
+            rest=_ADAMW,
             learning_rate=3e-3,
             weights="celo2",
         ),
@@ -186,14 +221,14 @@ _PRESETS: dict[str, Preset] = {
             name="muon",
             description="Muon (Optax) for hidden matrices at update RMS 0.2, AdamW for the rest",
             hidden=Group("muon", _muon),
-            rest=Group("adamw", _adamw),
+            rest=_ADAMW,
             learning_rate=3e-3,
         ),
         Preset(
             name="adamw",
             description="AdamW (Optax) for every leaf",
-            hidden=Group("adamw", _adamw),
-            rest=Group("adamw", _adamw),
+            hidden=_ADAMW,
+            rest=_ADAMW,
             learning_rate=3e-3,
         ),
         Preset(
@@ -203,7 +238,7 @@ _PRESETS: dict[str, Preset] = {
             rest=None,
             learning_rate=1.0,
             load=_load_velo(VELO),
-            own_course=True,
+            needs_num_steps=True,
         ),
         Preset(
             name="velo_s",
@@ -212,7 +247,7 @@ _PRESETS: dict[str, Preset] = {
             rest=None,
             learning_rate=1.0,
             load=_load_velo(VELO_S),
-            own_course=True,
+            needs_num_steps=True,
         ),
     )
 }
@@ -283,31 +318,3 @@ def preset_weights(recipe: Preset, weights: Weights | VeloWeights | str | None) 
     if source is None:
         raise ValueError(f"preset {recipe.name}: weights is missing, and there are no default ones; give a file.")
     return (recipe.load or load_weights)(source)
-
-
-def rest_factor(recipe: Preset, asked: Any) -> Any:
-    """Learning rate of the rest over that of the first group: the asked one, or the preset's.
-
-    Raises:
-      ValueError: the preset has one group.
-    """
-    if recipe.rest is None:
-        if asked is not None:
-            raise ValueError(
-                f"rest_learning_rate_factor = {asked!r}: preset {recipe.name} has one learning rate; leave it out."
-            )
-        return recipe.hidden.learning_rate_factor
-    return recipe.rest.learning_rate_factor if asked is None else asked
-
-
-def choose(name: str, choices: Mapping[str, Any], argument: str) -> Any:
-    """The choice of that name.
-
-    Raises:
-      ValueError: there is none; the message names the nearest.
-    """
-    if name not in choices:
-        near = difflib.get_close_matches(name, choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"{argument} = {name!r}: expected one of {', '.join(choices)}{hint}")
-    return choices[name]

@@ -120,15 +120,14 @@ def _after_warmup(schedule: Callable[[Any], Any], steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, 1.0, steps), schedule], [steps])
 
 
-def scaled(factor: Any, schedule: ScalarOrSchedule) -> ScalarOrSchedule:
-    """factor x schedule, for numbers, traced numbers and functions of the step count.
+def scaled(factor: ScalarOrSchedule, schedule: ScalarOrSchedule) -> ScalarOrSchedule:
+    """The product of two numbers, traced numbers or functions of the step count.
 
-    With a shape from here it makes a weight decay that follows the learning rate, or a look-ahead that does:
-
-    >>> weight_decay = scaled(0.1, warmup_cosine(1000, 0.05))
-    >>> round(float(weight_decay(525)), 3)
-    0.05
+    Example:
+        >>> scaled(2.0, lambda count: count + 1)(3)
+        8.0
     """
-    if callable(schedule):
-        return lambda count: factor * schedule(count)
+    if callable(factor) or callable(schedule):
+        value = lambda x, count: x(count) if callable(x) else x
+        return lambda count: value(factor, count) * value(schedule, count)
     return factor * schedule

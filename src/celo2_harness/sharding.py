@@ -168,6 +168,98 @@ def state_shardings(tx: optax.GradientTransformation, params: Params, shardings:
     return treedef.unflatten(map(pick, treedef.flatten_up_to(found), treedef.flatten_up_to(chosen)))
 
 
+def placed(
+    tx: optax.GradientTransformationExtraArgs, sharding: Sharding, own: type | tuple[type, ...] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Places the state and the updates of an optimizer like the parameters; other state lies on every device.
+
+    Args:
+        tx: An optimizer whose `update` gets parameters.
+        sharding: How the parameters lie.
+        own: Parts of the state that have placed themselves, by their type.
+
+    Returns:
+        The optimizer, with state of the same structure.
+    """
+    constrain = jax.lax.with_sharding_constraint
+
+    def place(params: Params, state: Any, places: PyTree) -> Any:
+        if not jax.tree.leaves(params):
+            return state
+        whole = NamedSharding(jax.tree.leaves(places)[0].mesh, PartitionSpec())
+
+        def constrained(part: Any, found: Any) -> Any:
+            return part if isinstance(part, own) else constrain(part, whole if found is None else found)
+
+        found = like_parameters(state, params, places)
+        return jax.tree.map(constrained, state, found, is_leaf=lambda part: isinstance(part, own))
+
+    def init_fn(params: Params) -> Any:
+        return place(params, tx.init(params), resolve_shardings(sharding, params))
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        places = resolve_shardings(sharding, params)
+        updates, state = constrain(updates, places), place(params, state, places)
+        updates, state = tx.update(updates, state, params, **extra_args)
+        return constrain(updates, places), place(params, state, places)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def on_explicit_mesh(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Lets an optimizer take parameters on a mesh with explicit axes, the default of `jax.make_mesh`.
+
+    On such axes every operation has to say where its result lies. The optimizer runs as on automatic axes instead, and
+    what comes out lies like the parameters and the state that went in. Other parameters pass untouched.
+
+    Args:
+        tx: An optimizer whose `update` gets parameters.
+
+    Returns:
+        The optimizer, with the same state.
+    """
+
+    def run(mesh: AbstractMesh | Mesh, function: Callable[..., Any], specs: Any, *arguments: Any) -> Any:
+        automatic = jax.sharding.auto_axes(function, out_sharding=specs)
+        if not jax.sharding.get_abstract_mesh().empty:
+            return automatic(*arguments)
+        with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else jax.sharding.use_abstract_mesh(mesh):
+            return automatic(*arguments)
+
+    def init_fn(params: Params) -> Any:
+        mesh = _explicit_mesh(params)
+        if mesh is None:
+            return tx.init(params)
+        places = jax.tree.map(lambda x: jax.typeof(x).sharding, params)
+        found = like_parameters(jax.eval_shape(tx.init, params), params, places)
+        specs = jax.tree.map(lambda x: PartitionSpec() if x is None else x.spec, found, is_leaf=lambda x: x is None)
+        return run(mesh, tx.init, specs, params)
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        mesh = _explicit_mesh(params)
+        if mesh is None:
+            return tx.update(updates, state, params, **extra_args)
+        arrays = {name: x for name, x in extra_args.items() if isinstance(x, jax.Array)}
+        others = {name: x for name, x in extra_args.items() if name not in arrays}
+
+        def update(updates: Any, state: Any, params: Any, arrays: Any) -> tuple[Any, Any]:
+            return tx.update(updates, state, params, **arrays, **others)
+
+        specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (params, state))
+        return run(mesh, update, specs, updates, state, params, arrays)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _explicit_mesh(params: Params) -> AbstractMesh | Mesh | None:
+    """The mesh that some parameter lies on, if it has explicit axes."""
+    for x in jax.tree.leaves(params):
+        if isinstance(x, jax.Array) and AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+            concrete = not isinstance(x, jax.core.Tracer) and isinstance(x.sharding, NamedSharding)
+            return x.sharding.mesh if concrete else jax.typeof(x).sharding.mesh
+    return None
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the first axis over the mesh axes "data" and "fsdp"."""
     return NamedSharding(mesh, PartitionSpec(tuple(name for name in _BATCH if name in mesh.shape)))

@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import plain
 import pytest
+from flax import nnx
 from helpers import assert_trees_close, normal, relative_error
 from optax.contrib import MuonDimensionNumbers
 
 import celo2_harness as c2
+from celo2_harness import routing
 
 
 def apply(tx, tree):
@@ -70,3 +72,17 @@ def test_a_semi_orthogonal_matrix_gets_the_rms_asked_for(key):
     tree = {"w": normal(key, (4, 12))}
     got = apply(optax.chain(c2.orthogonalize([(1.5, -0.5, 0.0)] * 20), c2.scale_by_shape(0.2)), tree)["w"]
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(got))), 0.2, rtol=1e-3)
+
+
+def test_views_of_variables_serve_plain_arrays_and_masked_trees():
+    """`nnx.Optimizer` gives `init` variables and `update` the arrays in them; `optax.partition` masks both."""
+    model = nnx.Dict(fc=nnx.Linear(4, 6, rngs=nnx.Rngs(0)), head=nnx.Linear(6, 2, rngs=nnx.Rngs(1)))
+    params = nnx.state(model, nnx.Param)
+    views = routing.view_params(params)
+    hidden = c2.orthogonalize(weight_dimension_numbers=views)
+    tx = optax.partition({"hidden": hidden, "vector": optax.sgd(1.0), "head": optax.sgd(1.0)}, routing.label_params)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    before = model["fc"].kernel[...]
+    optimizer.update(model, params)
+    expected = c2.orthogonalize().update({"fc": before}, c2.orthogonalize().init({"fc": before}))[0]["fc"]
+    np.testing.assert_allclose(model["fc"].kernel[...] - before, expected, rtol=1e-5, atol=1e-6)

@@ -98,6 +98,44 @@ def updates(preset, weights, lengths):
     }
 
 
+def blocks(weights):
+    """Three steps of the modern blocks on the mesh and off it."""
+    import optax
+
+    import celo2_harness as c2
+    from celo2_harness.sharding import make_mesh, parameter_shardings
+
+    mesh = make_mesh(MESHES[0])
+    params, gradients = normal(0, 0.1), [normal(seed, 0.01) for seed in (1, 2, 3)]
+    places = parameter_shardings(params, mesh)
+    rule = lambda sharding: c2.celo2_direction(weights or "celo2", sharding=sharding)
+    made = {
+        "mix_momenta": lambda sharding: c2.mix_momenta((0.9, 0.99)),
+        "look_ahead": lambda sharding: c2.look_ahead(0.5, 0.5, 0.0, total_steps=10),
+        "control_norm": lambda sharding: c2.control_norm("hyperball", 0.1),
+        "average_tail": lambda sharding: c2.average_tail(0.0, total_steps=10),
+        "in_eigenbasis": lambda sharding: c2.in_eigenbasis(optax.trace(0.9), sharding=sharding),
+        "in_eigenbasis act": lambda sharding: c2.in_eigenbasis(rule(sharding), mode="act", sharding=sharding),
+    }
+    results = {}
+    for name, make in made.items():
+        plain, tx, placed = make(None), make(places), put(params, places)
+        state, there = jax.jit(plain.init)(params), jax.jit(tx.init)(placed)
+        one, many = jax.jit(plain.update), jax.jit(tx.update, out_shardings=(places, None))
+        worst = 0.0
+        for gradient in gradients:
+            wanted, state = one(gradient, state, params)
+            got, there = many(put(gradient, places), there, placed)
+            worst = max(worst, difference(got, wanted))
+        compiled = many.lower(put(gradient, places), there, placed).compile()
+        results[name] = counted(compiled) | {"error": worst, "state_error": difference(there, state)}
+        if name.startswith("in_eigenbasis"):
+            squares = jax.tree.leaves((there.covariance, there.basis))
+            results[name]["everywhere"] = all(x.sharding.is_fully_replicated for x in squares)
+            results[name]["sizes"] = len({x.shape[-1] for x in squares})
+    return results
+
+
 def plans(weights):
     """What is planned for a mesh, and what a compiled update takes."""
     from celo2_harness import harness
@@ -198,7 +236,7 @@ def main(out, devices, which, *distributed):
         for lengths in (MESHES if preset == "celo2_base" and which != "tiny" else MESHES[:1])
     }
     if not distributed:
-        found |= {"orthogonalization": orthogonalization(), "plans": plans(weights)}
+        found |= {"orthogonalization": orthogonalization(), "blocks": blocks(weights), "plans": plans(weights)}
     Path(out).write_text(json.dumps(found | {"devices": len(jax.devices())}))
 
 

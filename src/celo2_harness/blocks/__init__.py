@@ -17,8 +17,6 @@ from celo2_harness.blocks.look_ahead import LookAheadState as LookAheadState
 from celo2_harness.blocks.look_ahead import look_ahead as look_ahead
 from celo2_harness.blocks.mix_momenta import MixMomentaState as MixMomentaState
 from celo2_harness.blocks.mix_momenta import mix_momenta as mix_momenta
-from celo2_harness.blocks.named import BLOCKS as BLOCKS
-from celo2_harness.blocks.named import make_block as make_block
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize
 from celo2_harness.blocks.rms import NormalizeRmsState as NormalizeRmsState
 from celo2_harness.blocks.rms import normalize_rms as normalize_rms

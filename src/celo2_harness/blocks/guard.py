@@ -1,6 +1,7 @@
 """Protection of a training run: steps with non-finite or exploding gradients are skipped or clipped."""
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,26 +36,29 @@ def guard_updates(
     level, an exponential average of accepted norms. A norm above the limit enters the level as the limit, so that a
     lasting change of scale is accepted after a while; a norm of zero does not enter it.
 
+    The gradients of leaves that the inner optimizer does not look at, such as frozen ones, count for nothing.
+
     Args:
-      inner: the optimizer to protect.
-      spike_factor: norm / level above which a step is a spike; None switches the rule off. 5 to 10 is usual.
-      spike_action: "skip" the step, or "clip" its gradients to the limit and go on.
-      decay: of the running level.
-      warmup: steps before the spike rule starts, while the level settles.
+        inner: The optimizer to protect.
+        spike_factor: The quotient of norm and level above which a step is a spike; None switches the rule off. 5 to 10
+            is usual.
+        spike_action: "skip" the step, or "clip" its gradients to the limit and go on.
+        decay: The decay of the running level.
+        warmup: The number of steps before the spike rule starts, while the level settles.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with state `GuardState`; `level`, `count` (steps seen),
-      `nonfinite_count` and `spike_count` can be read from it with `optax.tree.get`.
+        An `optax.GradientTransformationExtraArgs` with state `GuardState`; `level`, `count` (steps seen),
+        `nonfinite_count` and `spike_count` can be read from it with `optax.tree.get`.
 
     Raises:
-      ValueError: an argument out of range.
+        ValueError: An argument is out of range.
 
     Example:
-      >>> tx = guard_updates(optax.adam(1e-3))
-      >>> params = {"w": jnp.ones(2)}
-      >>> updates, state = tx.update({"w": jnp.array([jnp.nan, 1.0])}, tx.init(params), params)
-      >>> updates["w"].tolist(), int(state.nonfinite_count)
-      ([0.0, 0.0], 1)
+        >>> tx = guard_updates(optax.adam(1e-3))
+        >>> params = {"w": jnp.ones(2)}
+        >>> updates, state = tx.update({"w": jnp.array([jnp.nan, 1.0])}, tx.init(params), params)
+        >>> updates["w"].tolist(), int(state.nonfinite_count)
+        ([0.0, 0.0], 1)
     """
     if spike_factor is not None and not spike_factor > 1.0:
         raise ValueError(f"guard_updates: spike_factor = {spike_factor!r}, expected a number above 1, or None.")
@@ -73,12 +77,13 @@ def guard_updates(
     def update_fn(
         updates: Updates, state: GuardState, params: Params | None = None, **extra_args: object
     ) -> tuple[Updates, GuardState]:
-        # The largest magnitude comes out of the sum of squares, which would overflow at 1e19.
-        leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(updates) if x.size]
+        def apply(updates: Updates, inner_state: optax.OptState) -> tuple[Updates, optax.OptState]:
+            return inner.update(updates, inner_state, params, **extra_args)
+
+        read, shapes = _reads(apply, updates, state.inner_state)
+        leaves = [_wide(x) for x, used in zip(jax.tree.leaves(updates), read, strict=True) if used and x.size]
         finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves], bool))
-        largest = jnp.max(jnp.array([0.0, *(jnp.max(jnp.abs(x)) for x in leaves)], jnp.float32))
-        unit = jnp.where(finite & (largest > 0), largest, 1.0)
-        norm = unit * jnp.sqrt(sum((jnp.sum(jnp.square(x / unit)) for x in leaves), start=jnp.zeros([], jnp.float32)))
+        norm = jnp.minimum(_norm(leaves, finite), jnp.finfo(jnp.float32).max).astype(jnp.float32)
         limit = jnp.inf if spike_factor is None else spike_factor * state.level
         settled = state.count - state.nonfinite_count >= max(warmup, 1)
         # A level of zero is none yet: no gradient so far was nonzero.
@@ -86,20 +91,17 @@ def guard_updates(
         spike = finite & settled & ~first & (norm > limit)
         if spike_action == "clip":
             factor = jnp.where(spike, limit / norm, 1.0)
-            updates = jax.tree.map(lambda x: x * factor.astype(x.dtype), updates)
+            flat, treedef = jax.tree.flatten(updates)
+            clipped = [x * factor.astype(x.dtype) if used else x for x, used in zip(flat, read, strict=True)]
+            updates = treedef.unflatten(clipped)
             proceed = finite
         else:
             proceed = finite & ~spike
 
-        def apply(_: None) -> tuple[Updates, optax.OptState]:
-            return inner.update(updates, state.inner_state, params, **extra_args)
+        def skip(_: Updates, inner_state: optax.OptState) -> tuple[Updates, optax.OptState]:
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), inner_state
 
-        shapes = jax.eval_shape(apply, None)[0]
-
-        def skip(_: None) -> tuple[Updates, optax.OptState]:
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), state.inner_state
-
-        new_updates, inner_state = jax.lax.cond(proceed, apply, skip, None)
+        new_updates, inner_state = jax.lax.cond(proceed, apply, skip, updates, state.inner_state)
         seen = jnp.where(spike, limit, norm)
         level = jnp.where(first, seen, decay * state.level + (1.0 - decay) * seen)
         return new_updates, GuardState(
@@ -111,3 +113,29 @@ def guard_updates(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
+
+
+def _reads(apply: Any, updates: Updates, inner_state: optax.OptState) -> tuple[list[bool], Any]:
+    """Which leaves of the updates the inner optimizer looks at, and the shapes of the updates that it returns.
+
+    What it does not look at, as the gradients of frozen leaves, cannot make a step bad.
+    """
+    traced, shapes = jax.make_jaxpr(apply, return_shape=True)(updates, inner_state)
+    jaxpr = traced.jaxpr
+    used = {id(x) for equation in jaxpr.eqns for x in equation.invars} | {id(x) for x in jaxpr.outvars}
+    return [id(x) in used for x in jaxpr.invars[: len(jax.tree.leaves(updates))]], shapes[0]
+
+
+def _wide(x: Array) -> Array:
+    """At least float32: neither integers nor the small floats of accelerators have all of the arithmetic below."""
+    floating = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.dtype(x.dtype).itemsize >= 4
+    return x if floating else x.astype(jnp.float32)
+
+
+def _norm(leaves: Sequence[Array], finite: Array) -> Array:
+    """The global norm; the largest magnitude comes out of the sum of squares, which would overflow at 1e19."""
+    magnitudes = [jnp.abs(x) for x in leaves]
+    largest = jnp.max(jnp.array([0.0, *(jnp.max(x) for x in magnitudes)]))
+    unit = jnp.where(finite & (largest > 0), largest, 1.0)
+    squares = (jnp.sum(jnp.square(x / unit.astype(x.dtype))) for x in magnitudes)
+    return unit * jnp.sqrt(sum(squares, start=jnp.zeros([], jnp.float32)))

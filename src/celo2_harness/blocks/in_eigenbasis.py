@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Int
 
 from celo2_harness._trees import bare_structure, require_like_params, unboxed
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, matrix_views
+from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views
 from celo2_harness.rule import MatrixView
 from celo2_harness.rule.eigenbasis import Orthonormalize, cholesky_qr, matmul, next_basis, transposed
 
@@ -60,6 +61,7 @@ def in_eigenbasis(
     max_size: int = 8192,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     orthonormalize: Orthonormalize = cholesky_qr,
+    sharding: LeafShardings = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lets a direction be whitened, or act, in the eigenbasis of the gradients' covariance.
 
@@ -95,6 +97,9 @@ def in_eigenbasis(
         weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
         orthonormalize: How the columns of a basis are made orthonormal: `cholesky_qr`, or a function like
             `lambda y: jax.numpy.linalg.qr(y)[0]`.
+        sharding: How the updates lie on a mesh (see `orthogonalize`). The second moment is placed like them;
+            covariances and bases lie on every device, and the matrices of one size are shared out among the devices
+            when new bases are made, whose results one all-gather collects.
 
     Returns:
         An `optax.GradientTransformationExtraArgs`; the inner transformation gets further arguments. Its own state is
@@ -161,12 +166,13 @@ def in_eigenbasis(
             _refuse_unknown_fields(
                 inner_state, {path: view.shape for path, view, turned in zip(paths, views, axes, strict=True) if turned}
             )
+        places = leaf_shardings(params, sharding)
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
             inner_state=inner_state,
-            covariance=squares(lambda n: jnp.zeros((n, n), jnp.float32)),
-            basis=squares(lambda n: jnp.eye(n, dtype=jnp.float32)),
-            nu=treedef.unflatten(nu),
+            covariance=_everywhere(squares(lambda n: jnp.zeros((n, n), jnp.float32)), places),
+            basis=_everywhere(squares(lambda n: jnp.eye(n, dtype=jnp.float32)), places),
+            nu=treedef.unflatten(_placed(nu, places)),
         )
 
     def update_fn(
@@ -177,6 +183,7 @@ def in_eigenbasis(
         leaves, treedef = jax.tree.flatten(updates)
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
         views = matrix_views(updates, weight_dimension_numbers)
+        places = leaf_shardings(updates, sharding)
         bare = bare_structure(treedef)
         covariances, bases = (
             [[unboxed(part) for part in bare.flatten_up_to(tree)] for tree in trees]
@@ -226,10 +233,11 @@ def in_eigenbasis(
                 nu[i] = views[i].invert(second)
         for i in with_basis:
             outputs[i] = views[i].invert(jnp.where(finite[i], views[i].apply(outputs[i]), 0.0))
-            turned[i] = [_with_gradient(side, viewed[i], finite[i], decay) for side in turned[i]]
+            seen_by = [_with_gradient(side, viewed[i], finite[i], decay) for side in turned[i]]
+            turned[i] = [_Side(side.axis, *_everywhere(side[1:], places)) for side in seen_by]
 
         def refresh(inner_state: optax.OptState) -> tuple[list[list[Array]], optax.OptState]:
-            new = _next_bases(turned, orthonormalize)
+            new = _next_bases(turned, orthonormalize, places[0].mesh if places else None)
             if mode == "act":
                 turns = {
                     paths[i]: (
@@ -257,7 +265,7 @@ def in_eigenbasis(
             inner_state=inner_state,
             covariance=pack(treedef, [[side.covariance for side in parts] for parts in turned]),
             basis=pack(treedef, new),
-            nu=treedef.unflatten(nu),
+            nu=treedef.unflatten(_placed(nu, places)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
@@ -302,7 +310,9 @@ def _with_gradient(side: _Side, gradient: Array, finite: Array, decay: ArrayLike
     return side._replace(covariance=jnp.where(finite, new, side.covariance))
 
 
-def _next_bases(turned: Sequence[Sequence[_Side]], orthonormalize: Orthonormalize) -> list[list[Array]]:
+def _next_bases(
+    turned: Sequence[Sequence[_Side]], orthonormalize: Orthonormalize, mesh: Mesh | AbstractMesh | None
+) -> list[list[Array]]:
     """The next basis of every side; squares of one size go together, whichever leaves they come from."""
     groups: dict[int, list[tuple[int, int]]] = {}
     for i, parts in enumerate(turned):
@@ -313,13 +323,43 @@ def _next_bases(turned: Sequence[Sequence[_Side]], orthonormalize: Orthonormaliz
         sides = [turned[i][k] for i, k in members]
         covariance = jnp.concatenate([side.covariance.reshape(-1, n, n) for side in sides])
         basis = jnp.concatenate([side.basis.reshape(-1, n, n) for side in sides])
-        found = next_basis(covariance, basis, orthonormalize)
+        if mesh is None:
+            found = next_basis(covariance, basis, orthonormalize)
+        else:
+            found = _shared_out(covariance, basis, orthonormalize, mesh)
         start = 0
         for (i, k), side in zip(members, sides, strict=True):
             count = math.prod(side.basis.shape[:-2])
             new[i][k] = found[start : start + count].reshape(side.basis.shape)
             start += count
     return new
+
+
+def _shared_out(covariance: Array, basis: Array, orthonormalize: Orthonormalize, mesh: Mesh | AbstractMesh) -> Array:
+    """`next_basis` of a stack of which every device does a part."""
+    count = len(basis)
+    # Up to a multiple of the devices by repetition: zeros would take the most passes.
+    parts = jnp.arange(count + -count % mesh.size) % count
+    spec = PartitionSpec(mesh.axis_names)
+    function = lambda covariance, basis: next_basis(covariance, basis, orthonormalize)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
+    found = jax.jit(mapped)(covariance[parts], basis[parts])
+    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))[:count]
+
+
+def _everywhere(tree: Any, places: Sequence[NamedSharding] | None) -> Any:
+    """Arrays that lie on every device of the mesh, if there is one."""
+    if not places:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(places[0].mesh, PartitionSpec()))
+
+
+def _placed(leaves: Sequence[Any], places: Sequence[NamedSharding] | None) -> list[Any]:
+    """Leaves that lie like the updates; those that are no arrays have no place."""
+    if not places:
+        return list(leaves)
+    place = lambda x, there: jax.lax.with_sharding_constraint(x, there) if isinstance(x, jax.Array) else x
+    return [place(x, there) for x, there in zip(leaves, places, strict=True)]
 
 
 def _field(path: Any, suffix: Any) -> str | None:

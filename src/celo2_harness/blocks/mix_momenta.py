@@ -45,7 +45,7 @@ def mix_momenta(
 
     Returns:
         An `optax.GradientTransformation` whose state is K times the parameters. Updates keep the gradient's dtype.
-        Where an entry of the gradient is not finite, the state stays as it is and the update is zero.
+        Where an entry of the gradient (or its square) is not finite, the state stays as it is and the update is zero.
 
     Raises:
         ValueError: There is no decay, or there are not as many weights as decays.
@@ -84,7 +84,9 @@ def mix_momenta(
             ahead = jnp.asarray(_at(nesterov, state.count), jnp.float32)
 
         def mix(gradient: jax.Array, momenta: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-            g, finite = gradient.astype(jnp.float32), jnp.isfinite(gradient)
+            g = gradient.astype(jnp.float32)
+            # A momentum whose norm overflows would stop its matrix for hundreds of steps.
+            finite = jnp.isfinite(jnp.square(g))
             new = [
                 jnp.where(finite, b * m.astype(jnp.float32) + (1.0 - b) * g, m.astype(jnp.float32))
                 for b, m in zip(decays, momenta, strict=True)

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding
 from optax.contrib import MuonDimensionNumbers
 
-from celo2_harness._trees import bare_structure, is_function, unboxed
+from celo2_harness._trees import bare_structure, is_function, leaves_by_bare_path, unboxed
 from celo2_harness._types import Params, PyTree, Updates
 from celo2_harness.rule import MatrixView, default_view, view_from_axes
 
@@ -41,12 +41,12 @@ def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbe
         (36, 8)
     """
     tree: Any = weight_dimension_numbers(updates) if is_function(weight_dimension_numbers) else weight_dimension_numbers
-    leaves = dict(jax.tree_util.tree_flatten_with_path(updates)[0])
+    leaves = leaves_by_bare_path(updates)
     if _is_specification(tree):
         specifications = dict.fromkeys(leaves, tree)
     else:
         # Looked up by path, so that a full tree of specifications serves a masked tree of updates too.
-        specifications = dict(jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_specification)[0])
+        specifications = leaves_by_bare_path(tree, _is_specification)
     views = []
     for path, leaf in leaves.items():
         name = jax.tree_util.keystr(path) or "the leaf"

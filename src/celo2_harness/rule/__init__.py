@@ -20,6 +20,8 @@ from celo2_harness.rule.features import Feature as Feature
 from celo2_harness.rule.features import channel_counts as channel_counts
 from celo2_harness.rule.newton_schulz import COEFFICIENTS as COEFFICIENTS
 from celo2_harness.rule.newton_schulz import newton_schulz as newton_schulz
+from celo2_harness.rule.rms import init_mean_square as init_mean_square
+from celo2_harness.rule.rms import rms_divisor as rms_divisor
 from celo2_harness.rule.view import (
     MatrixView as MatrixView,
 )

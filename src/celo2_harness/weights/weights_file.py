@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from celo2_harness import plugins
 from celo2_harness.rule.config import CELO2_CONFIG, Normalization, RuleConfig, Theta
 from celo2_harness.rule.features import FEATURES, channel_counts
 from celo2_harness.weights.files import replace_file
@@ -90,7 +89,7 @@ def load_weights(source: str | os.PathLike[str] | Weights, *, expect: RuleConfig
         raise WeightsError(f"weights = {source!r}: expected Weights, a name or a path.")
     else:
         name = os.fspath(source)
-        weights = _find(name)
+        weights = _parse(_read(name), name)
     if expect is not None:
         for field in dataclasses.fields(RuleConfig):
             got, wanted = getattr(weights.config, field.name), getattr(expect, field.name)
@@ -193,33 +192,10 @@ def _msgpack() -> Any:
     return flax.serialization
 
 
-def _find(source: str) -> Weights:
-    """A bundled name, a repository or a file; else the name of a plug-in."""
-    if not source.startswith("hf://") and source not in bundled_weights() and not os.path.exists(source):
-        try:
-            added = plugins.load_plugin("weights", source, _load_plugin)
-        except plugins.PluginError as error:
-            raise WeightsError(f"{source}: {error}") from error
-        if added is not None:
-            return added
-    return _parse(_read(source), source)
-
-
-def _load_plugin(value: Any) -> Weights:
-    if not isinstance(value, (str, os.PathLike, Weights)):
-        raise TypeError(f"got a {type(value).__name__}.")
-    if isinstance(value, Weights):
-        _check(value, "the plug-in's weights")
-        return value
-    return _parse(_read(os.fspath(value)), os.fspath(value))
-
-
 def _read(source: str) -> bytes:
     if source in bundled_weights():
         return (resources.files("celo2_harness.weights") / f"{source}.celo2").read_bytes()
-    # Packages are only looked at for an error.
-    names = bundled_weights() if os.path.exists(source) else (*bundled_weights(), *plugins.plugin_names("weights"))
-    return read_file(source, HUB_FILE, f"one of the bundled names {', '.join(names)}, ")
+    return read_file(source, HUB_FILE, f"one of the bundled names {', '.join(bundled_weights())}, ")
 
 
 def read_file(source: str, hub_file: str, hint: str = "") -> bytes:

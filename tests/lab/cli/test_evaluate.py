@@ -1,6 +1,6 @@
 """`celo2 evaluate` and `celo2 report`: a kill, several processes, optimizers of all kinds, what is refused."""
 
-import json
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from celo2_harness.lab.cli.main import main
+from celo2_harness.lab.suites.record import read_file
 
 MODULE = '''
 """An optimizer that writes down its steps, and once sends its process a signal."""
@@ -76,38 +77,36 @@ def folder(tmp_path, monkeypatch):
 
 
 def records(folder):
-    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    return read_file(folder / "runs.jsonl")
 
 
 def without_times(record):
-    return {name: value for name, value in record.items() if name not in ("step_milliseconds", "seconds")}
+    return dataclasses.replace(record, step_milliseconds=None, seconds=None)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_killed_suite_goes_on_and_neither_repeats_nor_loses_a_run(folder, capsys):
     words = [sys.executable, "-m", "celo2_harness.lab.cli.main", "evaluate", "suite.toml", "--out", "out"]
     killed = subprocess.run(words, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = records(folder / "out")
-    assert [(record["name"], record["seed"]) for record in before] == [("first", 0), ("first", 1)]
+    assert [(record.name, record.seed) for record in before] == [("first", 0), ("first", 1)]
     assert (folder / "steps").read_text().split() == [*map(str, range(10))]
     assert main(["evaluate", "suite.toml", "--out", "out"]) == 0
     after = records(folder / "out")
     assert after[:2] == before
-    runs = [(record["name"], record["seed"], record["status"]) for record in after]
+    runs = [(record.name, record.seed, record.status) for record in after]
     assert runs == [(name, seed, "finished") for name in ("first", "second", "lion") for seed in (0, 1)]
     # The checkpoint of step 8 was the last one: the killed run was not begun again.
     assert (folder / "steps").read_text().split()[10:] == [*map(str, range(8, 12)), *map(str, range(12))]
     assert not list((folder / "out" / "unfinished").iterdir())
     # The numbers are those of a run that was never killed: the first optimizer is the same one.
     for alive, killed in zip(after[:2], after[2:4], strict=True):
-        assert alive["validation"] == killed["validation"] and alive["training"] == killed["training"]
+        assert alive.validation == killed.validation and alive.training == killed.training
     assert main(["evaluate", "suite.toml", "--out", "out"]) == 0
     assert records(folder / "out") == after and "6 of 6 runs are done" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_interrupted_suite_is_saved_and_goes_on(folder, capsys):
     (folder / "suite.toml").write_text(SUITE + DEADLY.replace("number = 9", f"number = {int(signal.SIGINT)}"))
     assert main(["evaluate", "suite.toml", "--out", "out"]) == 130
@@ -115,7 +114,7 @@ def test_an_interrupted_suite_is_saved_and_goes_on(folder, capsys):
     assert "interrupted; the same command goes on from there" in capsys.readouterr().err
     assert main(["evaluate", "suite.toml", "--out", "out"]) == 0
     jax.effects_barrier()
-    assert [record["seed"] for record in records(folder / "out")] == [0, 1]
+    assert [record.seed for record in records(folder / "out")] == [0, 1]
     # No step was taken twice, although no checkpoint was due where it was stopped.
     assert (folder / "steps").read_text().split() == 2 * [*map(str, range(12))]
 
@@ -126,16 +125,16 @@ def test_several_processes_share_the_runs(folder):
     (folder / "suite.toml").write_text(text)
     assert main(["evaluate", "suite.toml", "--out", "out", "--processes", "2"]) == 0
     lines = records(folder / "out")
-    assert sorted(line["seed"] for line in lines) == [0, 1, 2]  # each once, whoever did it
+    assert sorted(line.seed for line in lines) == [0, 1, 2]  # each once, whoever did it
     assert main(["evaluate", "suite.toml", "--out", "alone"]) == 0
-    alone = {line["seed"]: without_times(line) for line in records(folder / "alone")}
-    assert {line["seed"]: without_times(line) for line in lines} == alone
+    alone = {line.seed: without_times(line) for line in records(folder / "alone")}
+    assert {line.seed: without_times(line) for line in lines} == alone
 
 
 def test_from_a_suite_to_a_page(folder, capsys):
     pytest.importorskip("matplotlib")
     text = SUITE.replace("eval_every = 6", "eval_every = 3")
-    text = text.replace("checkpoint_every = 4", 'baseline = "adamw"\nrival = "sgd"') + (
+    text = text.replace("checkpoint_every = 4", 'baseline = "adamw"\nreference = "sgd"') + (
         '[[optimizers]]\npreset = "adamw"\n[[optimizers]]\noptax = "sgd"\n'
     )
     (folder / "suite.toml").write_text(text)
@@ -153,9 +152,9 @@ def test_from_a_suite_to_a_page(folder, capsys):
     ]
     assert main(["evaluate", "suite.toml", "--out", "out", *more]) == 0
     lines = records(folder / "out")
-    assert [line["name"] for line in lines] == ["sgd"] * 2 + ["adamw"] * 2 + ["an_optimizer:make"] * 2
-    assert {line["settings"]["text"]["bytes"] for line in lines} == {1300}
-    assert lines[2]["settings"]["optimizer"]["preset"] == "adamw" and lines[2]["parameter_rms"]
+    assert [line.name for line in lines] == ["sgd"] * 2 + ["adamw"] * 2 + ["an_optimizer:make"] * 2
+    assert {line.settings["text"]["bytes"] for line in lines} == {1300}
+    assert lines[2].settings["optimizer"]["preset"] == "adamw" and lines[2].parameter_rms
     capsys.readouterr()
     (folder / "page.md").write_text("<!-- report: language_model tiny -->\n<!-- end of report -->\n")
     assert main(["report", "out", "--out", "report", "--markdown", "page.md", "--keep", "kept.jsonl"]) == 0
@@ -222,22 +221,19 @@ def test_wrong_input_is_one_line_and_status_2(folder, capsys, words, message):
 
 
 def test_the_leaves_that_decay_are_those_that_presets_call_hidden():
-    from celo2_harness.lab.cli._optimizers import _hidden
+    from celo2_harness.lab.suites.optimizers import _is_hidden
     from celo2_harness.lab.tasks import make_task
     from celo2_harness.routing import label_params
 
     params = jax.eval_shape(make_task("language_model", "tiny").init, jax.random.key(0))
     labels = jax.tree.leaves(label_params(params))
-    assert jax.tree.leaves(_hidden(params)) == [label == "hidden" for label in labels]
+    assert jax.tree.leaves(_is_hidden(params)) == [label == "hidden" for label in labels]
     assert labels.count("hidden") == 4  # of one block: attention in and out, MLP up and down
 
 
 def test_records_tell_weights_by_their_numbers(folder):
-    import dataclasses
-
     from celo2_harness import load_weights, save_weights
-    from celo2_harness.lab.cli._optimizers import make_contender
-    from celo2_harness.lab.suites import load_suite
+    from celo2_harness.lab.suites import load_suite, make_spec
 
     weights = load_weights("celo2")
     (folder / "sub").mkdir()
@@ -249,7 +245,7 @@ def test_records_tell_weights_by_their_numbers(folder):
     optimizers = "\n".join(text.format(*pair) for pair in enumerate(sources))
     (folder / "suite.toml").write_text(f'{SUITE}{optimizers}\n[[optimizers]]\npreset = "muon"\nguard = {{}}\n')
     suite = load_suite("suite.toml")
-    default, same, other, muon = (make_contender(suite, o, 0.1, 0.2, 12).settings for o in suite.optimizers)
+    default, same, other, muon = (make_spec(suite, o, 0.1, 0.2, 12).settings for o in suite.optimizers)
     assert default["weights"] == "celo2" and same["weights"] == other["weights"] == "weights.celo2"
     assert default["weights_sha256"] == same["weights_sha256"] != other["weights_sha256"]
     assert muon == {
@@ -260,8 +256,7 @@ def test_records_tell_weights_by_their_numbers(folder):
 
 def test_records_tell_the_weights_of_a_velo(tmp_path):
     """A preset without weights of its own: two files are two optimizers."""
-    from celo2_harness.lab.cli._optimizers import make_contender
-    from celo2_harness.lab.suites import load_suite
+    from celo2_harness.lab.suites import load_suite, make_spec
     from celo2_harness.velo import VELO_S, VeloWeights, init_theta, save_velo_weights
 
     text = SUITE
@@ -271,5 +266,5 @@ def test_records_tell_the_weights_of_a_velo(tmp_path):
         text += f'[[optimizers]]\npreset = "velo_s"\nweights = "{seed}.velo"\nlabel = "{seed}"\n'
     (tmp_path / "suite.toml").write_text(text)
     suite = load_suite(tmp_path / "suite.toml")
-    one, two = (make_contender(suite, optimizer, 1.0, 0.0, 12).settings for optimizer in suite.optimizers)
+    one, two = (make_spec(suite, optimizer, 1.0, 0.0, 12).settings for optimizer in suite.optimizers)
     assert one["weights"] == "0.velo" and one["weights_sha256"] != two["weights_sha256"]

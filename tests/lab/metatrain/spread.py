@@ -19,18 +19,19 @@ def main(out, devices, *distributed):
 
     from helpers import META_CONFIG, META_IMAGES, META_LABELS
 
-    from celo2_harness.lab.metatrain import init_metatrain, metatrain_step, place_data, task_mesh
+    from celo2_harness.lab.metatrain import InnerData, init_metatrain, metatrain_step, place_data, task_mesh
     from celo2_harness.lab.tasks import ImageSets
 
     config = dataclasses.replace(
-        META_CONFIG, variant="ortho", widths=(64, 4, 10), tasks_per_set=4, truncation=10, shortest_unroll=10
+        META_CONFIG, variant="ortho", widths=("64-4-10",), tasks_per_set=4, truncation=10, shortest_unroll=10
     )
-    data = ImageSets(
+    images = ImageSets(
         images=jnp.asarray(META_IMAGES.reshape(20, 64)),
         labels=jnp.asarray(META_LABELS, jnp.int32),
         starts=jnp.array([0, 10], jnp.int32),
         sizes=jnp.array([10, 10], jnp.int32),
     )
+    data = InnerData(images)
     mesh = None if len(jax.devices()) == 1 else task_mesh()
     if mesh is not None:
         data = place_data(data, mesh)

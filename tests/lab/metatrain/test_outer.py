@@ -13,26 +13,20 @@ import numpy as np
 import optax
 import pytest
 from helpers import META_CONFIG as CONFIG
-from helpers import META_IMAGES, META_LABELS, assert_trees_close, assert_trees_equal
+from helpers import assert_trees_close, assert_trees_equal
 
 from celo2_harness.lab.metatrain import (
     MetaTrainConfig,
     TaskGroup,
+    fitting_mesh,
     init_metatrain,
     metatrain_step,
     place_data,
+    run_groups,
     task_mesh,
 )
-from celo2_harness.lab.metatrain.outer import OUTER_OPTIMIZERS, OUTER_SCHEDULES, outer_optimizer
-from celo2_harness.lab.metatrain.tasks import check_spread
-from celo2_harness.lab.tasks import ImageSets
-
-DATA = ImageSets(
-    images=jnp.asarray(META_IMAGES.reshape(20, 64)),
-    labels=jnp.asarray(META_LABELS, jnp.int32),
-    starts=jnp.array([0, 10], jnp.int32),
-    sizes=jnp.array([10, 10], jnp.int32),
-)
+from celo2_harness.lab.metatrain.groups import tasks_gradient
+from celo2_harness.lab.metatrain.outer import outer_optimizer
 
 
 def test_initial_state():
@@ -50,14 +44,18 @@ def test_initial_state():
     assert sum(x.size for x in paper.theta) == 347 and paper.tasks[0].clock.step.shape == (32,)
 
 
-def run(config, steps=2, **options):
-    state = init_metatrain(config, 2, **options)
-    for _ in range(steps):
-        state, metrics = metatrain_step(config, state, DATA, **options)
-    return state, metrics
+@pytest.fixture(scope="module")
+def run(inner_data):
+    def run(config, steps=1, **options):
+        state = init_metatrain(config, 2, **options)
+        for _ in range(steps):
+            state, metrics = metatrain_step(config, state, inner_data, **options)
+        return state, metrics
+
+    return run
 
 
-def test_one_seed_one_theta():
+def test_one_seed_one_theta(run):
     first, metrics = run(CONFIG, steps=3)
     assert int(first.iteration) == 3 and float(metrics.gradient_norm) > 0
     again, _ = run(CONFIG, steps=3)
@@ -65,41 +63,46 @@ def test_one_seed_one_theta():
     assert np.any(np.asarray(first.theta.w0) != np.asarray(init_metatrain(CONFIG, 2).theta.w0))
 
 
-def test_any_optimizer_of_optax():
-    """One step of plain descent moves theta by the gradient; the config's optimizer is the one of its table."""
+def test_any_optimizer_of_optax(run):
+    """One step of plain descent moves theta by the gradient; the recipe's optimizer is AdamW."""
     theta = init_metatrain(CONFIG, 2).theta
-    descent, metrics = run(CONFIG, steps=1, optimizer=optax.sgd(1.0))
+    descent, metrics = run(CONFIG, optimizer=optax.sgd(1.0))
     gradient = jax.tree.map(jnp.subtract, theta, descent.theta)
     assert float(optax.tree.norm(gradient)) == pytest.approx(float(metrics.gradient_norm), rel=1e-4)
     wanted, _ = optax.adamw(1e-2, weight_decay=1e-4).update(gradient, optax.adamw(1e-2).init(theta), theta)
-    state, _ = run(CONFIG, steps=1)
+    state, _ = run(CONFIG)
     assert_trees_close(state.theta, jax.tree.map(jnp.add, theta, wanted), 1e-4)
 
 
-@pytest.mark.parametrize("name", OUTER_OPTIMIZERS)
-def test_outer_optimizers_descend(name):
-    tx = outer_optimizer(dataclasses.replace(CONFIG, outer_optimizer=name, outer_weight_decay=0.0))
+def test_the_outer_schedule_reaches_the_optimizer():
+    """AdamW's first steps have the size of the learning rate; of a hundred iterations two are warm-up."""
     theta = {"x": jnp.array([1.0, -1.0])}
-    updates, _ = tx.update(theta, tx.init(theta), theta)
-    assert np.all(np.sign(updates["x"]) == [-1, 1])
+
+    def step_sizes(schedule):
+        config = MetaTrainConfig(
+            outer_schedule=schedule, iterations=100, outer_learning_rate=2.0, outer_weight_decay=0.0
+        )
+        tx, sizes = outer_optimizer(config), []
+        state = tx.init(theta)
+        for _ in range(100):
+            updates, state = tx.update(theta, state, theta)
+            sizes.append(-float(updates["x"][0]))
+        return sizes
+
+    np.testing.assert_allclose(step_sizes("constant"), 2.0, rtol=1e-4)
+    sizes = step_sizes("cosine")
+    assert sizes[0] == 0 and sizes[1:3] == pytest.approx([1.0, 2.0], rel=1e-4)
+    assert sizes[51] == pytest.approx(1.0, rel=1e-4) and 0 < sizes[99] < 1e-2
 
 
-def test_outer_schedules():
-    values = {name: [float(make(2.0, 100)(t)) for t in range(101)] for name, make in OUTER_SCHEDULES.items()}
-    assert set(values["constant"]) == {2.0}
-    for name in ("cosine", "linear"):
-        assert values[name][0] == 0 and values[name][2] == max(values[name]) == 2.0
-        assert values[name][51] == pytest.approx(1.0) and values[name][100] == pytest.approx(0.0, abs=1e-6)
-
-
-def test_several_networks():
-    config = dataclasses.replace(CONFIG, widths=((64, 10), (64, 3, 10)))
-    state, metrics = run(config, steps=1)
+def test_several_networks(run):
+    config = dataclasses.replace(CONFIG, widths=("64-10", "64-3-10"))
+    state, metrics = run(config)
     assert [len(tasks.unrolls.params) for tasks in state.tasks] == [1, 2]
     assert metrics.tasks.meta_loss.shape == (2,) and np.all(np.isfinite(metrics.tasks.meta_loss))
     assert float(metrics.gradient_norm) > 0
     # The first network's tasks have the randomness that they would have alone.
-    alone, _ = run(CONFIG, steps=1)
+    alone, _ = run(CONFIG)
     for which, task in enumerate((0, 2)):
         mine, theirs = (
             jax.tree.map(lambda x, place=place: x[place], tasks.clock)
@@ -109,8 +112,8 @@ def test_several_networks():
 
 
 @pytest.mark.parametrize("change", [{"estimator": "es"}, {"estimator": "full"}, {"meta_loss": "last"}])
-def test_other_estimators_run(change):
-    state, metrics = run(dataclasses.replace(CONFIG, **change), steps=1)
+def test_other_estimators_run(change, run):
+    state, metrics = run(dataclasses.replace(CONFIG, **change))
     assert float(metrics.gradient_norm) > 0 and np.all(np.isfinite(metrics.tasks.meta_loss))
     assert (state.tasks[0] is None) == (change.get("estimator") == "full")
 
@@ -144,17 +147,20 @@ def test_other_problems():
 
 
 def test_tasks_that_cannot_be_spread():
-    group = TaskGroup(Valley(), (0, 1, 2), (0, 0, 0))
-    check_spread(group, 3)
-    with pytest.raises(ValueError, match="3 tasks of Valley.* cannot be spread over 2 devices"):
-        check_spread(group, 2)
+    """Of one device given three times: four tasks go to two of them, and three are refused."""
+    mesh = task_mesh(jax.devices()[:1] * 3)
+    fitting = fitting_mesh(mesh, run_groups(CONFIG, 2))
+    assert fitting.size == 2 and fitting_mesh(fitting, run_groups(CONFIG, 2)) == fitting
+    (group,) = run_groups(CONFIG, 2)
+    with pytest.raises(ValueError, match="4 tasks of ImageProblem.* cannot be spread over 3 devices"):
+        tasks_gradient(CONFIG, (group._replace(part=None),), None, (None,), None, jax.random.key(0), mesh)
 
 
-def test_a_mesh_of_one_device():
+def test_a_mesh_of_one_device(run, inner_data):
     mesh = task_mesh()
     state = init_metatrain(CONFIG, 2, mesh=mesh)
-    state, _ = metatrain_step(CONFIG, state, place_data(DATA, mesh), mesh=mesh)
-    assert_trees_close(state.theta, run(CONFIG, steps=1)[0].theta, 1e-5)
+    state, _ = metatrain_step(CONFIG, state, place_data(inner_data, mesh), mesh=mesh)
+    assert_trees_close(state.theta, run(CONFIG)[0].theta, 1e-5)
 
 
 def start(out, devices, *distributed):

@@ -10,12 +10,10 @@ import pytest
 from helpers import META_CONFIG, META_IMAGES, assert_trees_close, assert_trees_equal, random_velo
 
 from celo2_harness import harness
-from celo2_harness.lab.metatrain import RunError, load_portable, run_metatrain, select_weights
-from celo2_harness.lab.metatrain.evaluations import Evaluation
-from celo2_harness.lab.metatrain.inner import ImageProblem
+from celo2_harness.lab.metatrain import Evaluation, run_metatrain, select_weights
+from celo2_harness.lab.metatrain.image_problem import ImageProblem, Layer, mlp_loss
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.lab.tasks import ImageSets
-from celo2_harness.lab.tasks.image_mlp import Layer, mlp_loss
 from celo2_harness.velo import VELO_S, VeloTheta, load_velo_weights, save_velo_weights, velo
 
 CONFIG = dataclasses.replace(META_CONFIG, variant="velo_s")
@@ -31,20 +29,19 @@ DATA = ImageSets(
 def test_inner_steps_are_those_of_the_transformation(key):
     """Two unrolls at once, each under a theta of its own, against one of them by Optax on kernels inputs x outputs."""
     widths, length = (64, 10, 10), 7
-    problem = ImageProblem(dataclasses.replace(CONFIG, widths=widths, augmentation=10.0), widths)
+    problem = ImageProblem(dataclasses.replace(CONFIG, widths=("64-10-10",), augmentation=10.0), widths)
     unrolls = jax.vmap(problem.fresh)(jax.random.split(key))
     thetas = jax.tree.map(lambda x: jnp.stack([1.1 * x, x]), WEIGHTS.theta)
     tx = velo(WEIGHTS, num_steps=length)
     transposed = lambda params: tuple(Layer(layer.kernel.T, layer.bias) for layer in params)
     second = jax.tree.map(lambda x: x[1], unrolls)
-    alphas = jax.tree.structure(second.params).unflatten(second.alphas)
     params = transposed(second.params)
     state = tx.init(params)
 
     @jax.jit
     def both(unrolls, params, state, rows, step):
         def loss_fn(params):
-            scaled = jax.tree.map(jnp.multiply, transposed(params), alphas)
+            scaled = jax.tree.map(lambda x: x * second.alpha, transposed(params))
             return mlp_loss(scaled, DATA.images[rows] / 255.0, DATA.labels[rows])
 
         loss, gradients = jax.value_and_grad(loss_fn)(params)
@@ -62,11 +59,11 @@ def test_inner_steps_are_those_of_the_transformation(key):
 
 
 @pytest.fixture(scope="module")
-def whole(images, tmp_path_factory):
+def whole(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
     seen = []
     evaluation = Evaluation(2, {}, lambda weights: seen.append(weights) or float(len(seen)))
-    weights = run_metatrain(CONFIG, images, out, log_every=1, evaluation=evaluation)
+    weights = run_metatrain(CONFIG, data, out, log_every=1, evaluation=evaluation)
     return out, weights, seen
 
 
@@ -85,31 +82,23 @@ def test_a_run_makes_weights_that_build_takes(whole):
     assert jax.eval_shape(lambda: tx.update(params, tx.init(params), params, value=1.0)[0])["w"].shape == (2, 3)
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not(whole, images, tmp_path):
-    assert run_metatrain(CONFIG, images, tmp_path / "run", log_every=1, stop=lambda: True) is None
-    weights = run_metatrain(CONFIG, images, tmp_path / "run", log_every=1, resume=True)
-    assert_trees_equal(weights.theta, whole[1].theta)
+def test_a_stopped_run_goes_on_as_if_it_had_not(whole, data, tmp_path):
+    assert run_metatrain(CONFIG, data, tmp_path, should_stop=lambda: (tmp_path / "checkpoints").exists()) is None
+    assert_trees_equal(run_metatrain(CONFIG, data, tmp_path, resume=True).theta, whole[1].theta)
 
 
-def test_selecting_and_going_on(whole, images, tmp_path):
-    out, weights, seen = whole
+def test_selecting(whole, tmp_path):
+    out, _, seen = whole
     best = select_weights(out, tmp_path / "best.celo2")
     assert_trees_equal(best.theta, seen[0].theta)  # the first score is the lowest
     assert_trees_equal(load_velo_weights(tmp_path / "best.celo2").theta, seen[0].theta)
-    saved = load_portable(out / "portable.msgpack")
-    assert_trees_equal(saved.theta, weights.theta)
-    longer = dataclasses.replace(CONFIG, iterations=4)
-    run_metatrain(longer, images, tmp_path / "more", continue_from=out / "portable.msgpack")
-    with pytest.raises(RunError, match="its variant is velo_s, asked for base"):
-        celo2 = dataclasses.replace(META_CONFIG, iterations=4)
-        run_metatrain(celo2, images, tmp_path / "other", continue_from=out / "portable.msgpack")
 
 
-def test_starting_from_weights(images, tmp_path):
+def test_starting_from_weights(data, tmp_path):
     save_velo_weights(tmp_path / "w", WEIGHTS)
+    save_velo_weights(tmp_path / "small", random_velo())
     with pytest.raises(ValueError, match="trained with lstm = 64|ff_mult|expected"):
-        save_velo_weights(tmp_path / "small", random_velo())
-        run_metatrain(CONFIG, images, tmp_path / "refused", start_from=str(tmp_path / "small"))
-    assert run_metatrain(CONFIG, images, tmp_path / "run", start_from=str(tmp_path / "w"), stop=lambda: True) is None
-    saved = load_portable(tmp_path / "run" / "portable.msgpack").theta
-    np.testing.assert_allclose(saved.bank, WEIGHTS.theta.bank, atol=0.05)  # one iteration away
+        run_metatrain(CONFIG, data, tmp_path / "refused", start_from=str(tmp_path / "small"))
+    config = dataclasses.replace(CONFIG, iterations=1)
+    theta = run_metatrain(config, data, tmp_path / "run", start_from=str(tmp_path / "w")).theta
+    np.testing.assert_allclose(theta.bank, WEIGHTS.theta.bank, atol=0.05)  # one iteration away

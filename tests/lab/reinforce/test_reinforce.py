@@ -8,14 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.reinforce import ActorCriticConfig, ConvolutionConfig, PPOConfig, make_environments
-from celo2_harness.lab.suites import (
-    InputError,
-    ReinforceConfig,
-    fit_ppo,
-    init_ppo,
-    reinforce,
-)
+from celo2_harness.lab.reinforce.run import ReinforceConfig, reinforce
+from celo2_harness.lab.reinforce.train import fit_ppo, init_ppo
 from celo2_harness.lab.training.locks import lock_folder
 
 # One shape and one optimizer for nearly all tests: compiling takes longer than running.

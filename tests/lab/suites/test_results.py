@@ -1,15 +1,17 @@
 """From result files to tables: by hand arithmetic, and what is refused."""
 
+import dataclasses
 import json
 import math
 import statistics
 
 import pytest
 
-from celo2_harness.lab.suites import InputError, summarize
-from celo2_harness.lab.suites.report import Section, update_markdown, write_small
-from celo2_harness.lab.suites.result_files import read_results
-from celo2_harness.lab.suites.results import sort_results
+from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.suites.plots import draw, plot_curves
+from celo2_harness.lab.suites.record import Record, read_records, write_records
+from celo2_harness.lab.suites.report import Section, update_markdown
+from celo2_harness.lab.suites.results import best_row, results_by_task
 from celo2_harness.lab.suites.significance import Difference, paired_difference
 from celo2_harness.lab.suites.spikes import peaks, spikes
 from celo2_harness.lab.suites.tables import (
@@ -22,18 +24,17 @@ from celo2_harness.lab.suites.tables import (
 )
 
 
-def record(name, losses, rate=0.1, decay=0.0, seed=0, status="finished", ms=2.0, optimizer=(), **header):
+def record(name, losses, rate=0.1, decay=0.0, seed=0, status="finished", ms=2.0, width=16, optimizer=(), **facts):
     optimizer = {"preset": name, "learning_rate": rate, "weight_decay": decay, "total_steps": 20, **dict(optimizer)}
-    return {
-        "name": name, "learning_rate": rate, "seed": seed, "status": status,
-        "validation": [[10 * i, loss] for i, loss in enumerate(losses)],
-        "validation_loss": losses[-1] if losses else None,
-        "step_milliseconds": ms, "state_bytes": 8, "parameter_bytes": 4,
-        "settings": {
-            "model": {"width": 16}, "optimizer": optimizer, "run": {"steps": 20, "seed": seed, "eval_every": 10}
-        },
-        **header,
-    }  # fmt: skip
+    run = {"steps": 20, "seed": seed, "eval_every": 10}
+    return Record(
+        name=name,
+        status=status,
+        settings={"model": {"width": width}, "optimizer": optimizer, "run": run},
+        validation=tuple((10 * i, None if loss is None else float(loss)) for i, loss in enumerate(losses)),
+        step_milliseconds=ms,
+        **{"task": "task", **facts},
+    )
 
 
 def test_the_best_trial_is_chosen_on_some_seeds_and_shown_on_others():
@@ -42,11 +43,12 @@ def test_the_best_trial_is_chosen_on_some_seeds_and_shown_on_others():
         record("sgd", [5, 1.9], rate=0.2, seed=0), record("sgd", [5, 1.9], rate=0.2, seed=1),
         record("sgd", [5, 2.5], rate=0.2, seed=7), record("sgd", [5, 2.7], rate=0.2, seed=8),
     ]  # fmt: skip
-    (row,) = summarize(lines, selection_seeds=(0, 1))
-    assert (row.learning_rate, row.validation_loss, row.finals) == (0.2, pytest.approx(2.6), {7: 2.5, 8: 2.7})
+    split = {"selection_seeds": (0, 1), "report_seeds": (7, 8)}
+    row = best_row([dataclasses.replace(line, **split) for line in lines])
+    assert (row.learning_rate, row.loss, row.finals) == (0.2, pytest.approx(2.6), {7: 2.5, 8: 2.7})
     assert row.spread == pytest.approx(statistics.stdev([2.5, 2.7])) and row.trials == 2
     # By all seeds: 2.0 over two against 2.25 over four, and a trial with fewer seeds cannot win.
-    (row,) = summarize(lines)
+    row = best_row(lines)
     assert (row.learning_rate, row.incomplete) == (0.2, 1)
 
 
@@ -55,9 +57,42 @@ def test_weight_decays_are_trials_and_failures_are_counted():
         record("sgd", [5, 2.0], decay=0.0), record("sgd", [5, 1.0], decay=0.1),
         record("sgd", [5, None], decay=1.0, status="diverged"), record("sgd", [], decay=9.0, status="failed"),
     ]  # fmt: skip
-    (row,) = summarize(lines)
-    assert (row.weight_decay, row.trials, row.learning_rates) == (0.1, 4, 1)
+    row = best_row(lines)
+    assert (row.weight_decay, row.trials) == (0.1, 4)
     assert row.failures == {"diverged": 1, "failed": 1}
+
+
+def test_a_row_is_the_best_learning_rate_and_the_mean_over_seeds():
+    (results,) = results_by_task(
+        [
+            record("fast", [5.0, 2.0, 1.0], seed=0),
+            record("fast", [5.0, 3.0, 2.0], seed=1),
+            record("fast", [5.0, 4.0, 4.0], rate=0.2, seed=0),
+            record("fast", [5.0, None], rate=0.2, seed=1, status="diverged"),
+            record("adamw", [5.0, 3.0, 2.5]),
+            record("slow", [5.0, 4.5, 4.0]),
+            record("dead", [5.0, None], status="diverged"),
+        ]
+    )
+    fast, adamw, slow, dead = results.rows
+    assert (fast.name, fast.learning_rate, fast.trials, fast.loss) == ("fast", 0.1, 2, 1.5)
+    assert fast.spread == pytest.approx(math.sqrt(0.5)) and adamw.spread is None
+    assert fast.points == [(0, [5.0, 5.0]), (10, [2.0, 3.0]), (20, [1.0, 2.0])]
+    assert fast.curve == [(0, 5.0), (10, 2.5), (20, 1.5)] and dead.curve == [(0, 5.0)]
+    assert results.baseline is adamw and [row.steps_to(adamw.loss) for row in results.rows] == [10, 20, None, None]
+    assert (slow.loss, dead.loss, fast.steps_to(dead.loss)) == (4.0, math.inf, None)
+
+
+def test_any_results_can_be_drawn(tmp_path):
+    dead, fast = record("dead", [None], status="diverged"), record("fast", [5.0, 2.0, 1.0])
+    for runs in ([dead, fast], [fast, record("fast", [5.0, 2.5, 1.5], seed=1)]):
+        assert plot_curves(*results_by_task(runs), tmp_path / "plot.png", "title")
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert not plot_curves(*results_by_task([dead]), tmp_path / "none.png", "title")
+    curves = {"parameter_rms": ((0, 1.0), (10, 2.0), (20, 30.0))}
+    curves |= {name: ((10, 3.0), (20, 2.0), (30, 1.0)) for name in ("training", "training_peak")}
+    runs = [record("sgd", [5.0, rate + decay], rate, decay, **curves) for rate in (1.0, 2.0) for decay in (0.1, 0.2)]
+    assert len(draw(*results_by_task(runs), tmp_path)) == 5
 
 
 def test_significance_by_hand():
@@ -87,10 +122,10 @@ def test_spikes_by_hand():
 
 
 def test_the_table_of_spikes_says_what_a_guard_did():
-    curves = {"training": [[10, 4.0], [20, 2.0]], "training_peak": [[10, 9.0], [20, 6.0]]}
+    curves = {"training": ((10, 4.0), (20, 2.0)), "training_peak": ((10, 9.0), (20, 6.0))}
     lines = [record("sgd", [5, 2.0], seed=s, guarded_steps=2 + s, **curves) for s in range(2)]
     lines += [record("adamw", [5, 2.0], **curves)]
-    table = spike_table(*sort_results(lines))
+    table = spike_table(*results_by_task(lines))
     assert table.rows == [["sgd", "2", "0", "1.50x", "20"], ["adamw", "1", "0", "1.50x", "20"]]
     assert table.notes[1:] == ["sgd: 5 steps skipped or clipped by the guard."]
 
@@ -103,7 +138,7 @@ def test_the_comparison_table_by_hand():
         *(record("muon", [5, None], rate=0.02, seed=s, status="diverged") for s in range(3)),
         *(record("muon", [5, 9.0], rate=0.001, seed=s) for s in range(3)),
     ]
-    (results,) = sort_results(lines)
+    (results,) = results_by_task(lines)
     table = comparison_table(results)
     by_name = {row[0]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
     assert list(by_name) == ["muon", "adamw"]
@@ -123,102 +158,115 @@ def test_the_comparison_table_by_hand():
 
 
 def test_tasks_and_weights_are_told_apart():
-    other = record("adamw", [5, 1.0], task="small")
-    other["settings"]["model"] = {"width": 32}
     lines = [
-        record("celo2_ortho", [5, 2.0], optimizer={"weights": None}, task="small"),
-        record("celo2_ortho", [5, 1.9], optimizer={"weights": "runs/a/weights.celo2", "state_dtype": "float32"}),
+        record("celo2_ortho", [5, 2.0]),
+        record("celo2_ortho", [5, 1.9], optimizer={"weights": "runs/a/weights.celo2"}),
         record("celo2_ortho", [5, 1.8], optimizer={"weights": "runs/b/weights.celo2"}),
         record("celo2_ortho", [5, 1.7], optimizer={"weights": "theta.state"}),
-        record("adamw", [5, 2.0], optimizer={"weights": "runs/a/weights.celo2"}),
+        record("adamw", [5, 2.0]),
         record("adamw", [5, 2.0], seed=1),
-        other,
+        record("adamw", [5, 1.0], width=32),
     ]
-    one, two = sort_results(lines, without_weights={"adamw"})
+    one, two = results_by_task(lines)
     names = ["celo2_ortho", "celo2_ortho (a)", "celo2_ortho (b)", "celo2_ortho (theta)", "adamw"]
     assert [row.name for row in one.rows] == names
     assert [len(row.finals) for row in one.rows] == [1, 1, 1, 1, 2]
-    assert (one.title, two.title) == ("small (width 16)", "small (width 32)")
+    assert (one.title, two.title) == ("task (width 16)", "task (width 32)")
     # The same name for other numbers: the digest tells.
     lines = [record("celo2_ortho", [5, 2.0], optimizer={"weights_sha256": digest}) for digest in ("aa", "bb")]
-    (results,) = sort_results(lines)
+    (results,) = results_by_task(lines)
     assert [row.name for row in results.rows] == ["celo2_ortho (weights_sha256 aa)", "celo2_ortho (weights_sha256 bb)"]
 
 
 def test_the_search_is_shown_on_its_own_seeds():
-    header = {"selection_seeds": [0], "report_seeds": [1, 2]}
+    header = {"selection_seeds": (0,), "report_seeds": (1, 2)}
     lines = [record("sgd", [5, loss], seed=seed, **header) for seed, loss in ((0, 1.0), (1, 3.0), (2, 4.0))]
-    (results,) = sort_results([*lines, record("sgd", [5, 2.0], rate=0.2, **header)])
+    (results,) = results_by_task([*lines, record("sgd", [5, 2.0], rate=0.2, **header)])
     assert search_table(results).rows == [["sgd", "1.0000", "2.0000"]]
-    assert results.rows[0].validation_loss == 3.5
+    assert results.rows[0].loss == 3.5
 
 
 def test_runs_of_different_selections_do_not_mix():
-    split = {"selection_seeds": [0], "report_seeds": [1]}
+    split = {"selection_seeds": (0,), "report_seeds": (1,)}
     with pytest.raises(InputError, match="runs of sgd come from suites with different seeds"):
-        sort_results([record("sgd", [5, 1.0], **split), record("sgd", [5, 1.0], seed=1)])
+        results_by_task([record("sgd", [5, 1.0], **split), record("sgd", [5, 1.0], seed=1)])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"validation": None}, "line 2: validation = None: expected pairs of step and loss"),
-        ({"validation": [[0]]}, "line 2: validation = [[0]]: expected pairs"),
-        ({"status": "lost"}, "line 2: status = lost: expected finished, diverged or failed"),
-        ({"settings": {}}, "line 2: settings = {}: expected a table with `optimizer` and `run`"),
-        ({"learning_rate": "high"}, "line 2: learning_rate = high: expected a number"),
-        ({"validation_loss": None}, "line 2: a finished run without validation_loss"),
-        ({"name": ...}, "line 2: 'name' is missing, so this is no run of celo2 evaluate, compare or reinforce"),
+        ({"validation": None}, "line 2: validation = None: expected a list"),
+        ({"validation": [[0]]}, "line 2: validation[0] = [0]: expected a list of 2"),
+        ({"validation": []}, "line 2: a finished run without a final held-out loss"),
+        ({"status": "lost"}, "line 2: status = 'lost': expected one of finished, diverged, failed, unfinished"),
+        ({"settings": {}}, "line 2: settings: expected `optimizer` with a learning_rate, `run` with steps and seed"),
+        ({"name": ...}, "line 2: name is missing"),
+        ({"speed": 3}, "line 2: speed: there is no such key"),
+        ({"returns": [1.0]}, "line 2: returns and episode_steps differ in length"),
     ],
 )
 def test_a_broken_record_is_named(tmp_path, change, message):
-    good = record("sgd", [5, 1.0])
+    good = record("sgd", [5, 1.0]).to_json()
     bad = {name: value for name, value in (good | change).items() if value is not ...}
     (tmp_path / "runs.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
     with pytest.raises(InputError) as refused:
-        read_results([tmp_path])
+        read_records([tmp_path])
     assert f"{tmp_path}/runs.jsonl, {message}" in str(refused.value)
 
 
 def test_broken_files_and_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="none: there is no such folder or file"):
-        read_results([tmp_path / "none"])
-    with pytest.raises(InputError, match=r"holds no results; expected runs\.jsonl, compare\.jsonl or"):
-        read_results([tmp_path])
-    (tmp_path / "compare.jsonl").write_text("")
+        read_records([tmp_path / "none"])
+    with pytest.raises(InputError, match=r"holds no results; expected runs\.jsonl, other \.jsonl files"):
+        read_records([tmp_path])
+    (tmp_path / "other.jsonl").write_text("")
     with pytest.raises(InputError, match="no runs there yet"):
-        read_results([tmp_path])
-    (tmp_path / "compare.jsonl").write_text('{"name": \n{}\n')
-    with pytest.raises(InputError, match=r"compare\.jsonl is damaged: line 1 is not a JSON record"):
-        read_results([tmp_path])
+        read_records([tmp_path])
+    (tmp_path / "other.jsonl").write_text('{"name": \n{}\n')
+    with pytest.raises(InputError, match=r"other\.jsonl is damaged: line 1 is not a JSON record"):
+        read_records([tmp_path])
 
 
 def test_a_later_run_replaces_a_failed_one_and_not_the_other_way_round(tmp_path):
-    failed, finished = record("sgd", [], status="failed"), record("sgd", [5, 1.0])
+    failed, finished = record("sgd", [], status="failed", error="no"), record("sgd", [5, 1.0])
     for lines in ([failed, finished], [finished, failed]):
-        (tmp_path / "any.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        assert [r["status"] for r in read_results([tmp_path])] == ["finished"]
+        write_records(tmp_path / "any.jsonl", lines)
+        assert read_records([tmp_path]) == [finished]
 
 
 def test_the_overview_has_what_was_on_several_tasks():
     lines = [record("sgd", [5, 1.0]), record("adamw", [5, 2.0]), record("adamw", [5, 2.5], seed=1)]
-    lines += [line | {"task": "other", "settings": line["settings"] | {"model": {"width": 64}}} for line in lines[1:]]
-    lines += [record("lion", [5, 3.0])]
-    table = overview_table(sort_results(lines))
-    assert table.headings == ["optimizer", "language_model", "other"]
+    lines += [record("adamw", [5, 2.0], width=64, task="other"), record("adamw", [5, 2.5], 0.1, 0.0, 1, task="other")]
+    lines[-1] = record("adamw", [5, 2.5], seed=1, width=64, task="other")
+    table = overview_table(results_by_task([*lines, record("lion", [5, 3.0])]))
+    assert table.headings == ["optimizer", "task", "other"]
     assert table.rows == [["adamw", "2.2500 ± 0.3536", "2.2500 ± 0.3536"]]
 
 
-def test_what_is_kept_gives_the_same_tables_and_names_no_folder(tmp_path):
+def test_a_record_is_the_same_after_a_file(tmp_path):
     lines = [
-        record("celo2_ortho", [5.123456789, 1.987654321], seed=s, optimizer={"weights": "/home/me/a/weights.celo2"})
-        for s in range(2)
+        record("sgd", [5.0, 1.0], seed=s, guarded_steps=s, versions={"jax": "1"}, training=((10, None),))
+        for s in (0, 1)
     ]
-    write_small(tmp_path / "kept.jsonl", lines)
-    text = (tmp_path / "kept.jsonl").read_text()
-    assert "/home" not in text and "1.987654]" in text
-    (before,), (after,) = sort_results(lines), sort_results(read_results([tmp_path / "kept.jsonl"]))
-    assert result_tables(before) == result_tables(after)
+    write_records(tmp_path / "kept.jsonl", lines)
+    read = read_records([tmp_path / "kept.jsonl"])
+    assert read == lines and result_tables(*results_by_task(read)) == result_tables(*results_by_task(lines))
+
+
+def test_a_record_of_the_metrics_of_a_run():
+    settings = {"optimizer": {"learning_rate": 0.1}, "run": {"steps": 20, "seed": 3}}
+    lines = [
+        {"step": 0, "validation_loss": 5.0, "parameter_rms": 0.1, "parameter_bytes": 4, "state_bytes": 8},
+        {"step": 10, "loss": 3.00000049, "largest_loss": None, "validation_loss": 2.0, "step_milliseconds": 2.0},
+        {"step": 20, "loss": 2.0, "largest_loss": 2.5, "validation_loss": 1.0, "step_milliseconds": 4.0},
+        {"step": 20, "kind": "end", "status": "finished"},
+    ]
+    lines = [{"kind": "progress", "seconds": 1.5, **line} for line in lines]
+    made = Record.from_run("sgd", {"settings": settings, "device": "cpu"}, lines, task="t")
+    assert made.validation == ((0, 5.0), (10, 2.0), (20, 1.0)) and made.final_loss == 1.0
+    assert made.training == ((10, 3.0), (20, 2.0)) and made.training_peak == ((10, None), (20, 2.5))
+    assert (made.parameter_bytes, made.state_bytes, made.step_milliseconds, made.seconds) == (4, 8, 3.0, 1.5)
+    assert (made.seed, made.steps, made.learning_rate, made.device) == (3, 20, 0.1, "cpu")
 
 
 def test_tables_go_between_the_markers_of_a_page(tmp_path):

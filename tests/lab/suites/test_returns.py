@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from celo2_harness.lab.suites import InputError, plot_returns, read_return_run, return_curves
-from celo2_harness.lab.suites.result_files import read_results
-from celo2_harness.lab.suites.return_sections import common_table, runs_table
+from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.suites import read_records, return_curves
+from celo2_harness.lab.suites.plots import plot_returns
 from celo2_harness.lab.suites.returns import bootstrap_interval
+from celo2_harness.lab.suites.tables import common_table, runs_table
 
 
 def write_run(folder, game="freeway", preset="adamw", seed=0, episodes=(), end="finished", weights=None, updates=()):
@@ -20,26 +21,16 @@ def write_run(folder, game="freeway", preset="adamw", seed=0, episodes=(), end="
     records += [{"kind": "episode", "step": step, "return": total} for step, total in episodes]
     records += [{"kind": "update", "step": step} for step in updates]
     records += [{"kind": "end", "step": 1024, "status": end}] if end else []
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = ({"seconds": 1.0, **record} for record in records)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_run_becomes_a_record(tmp_path):
     write_run(tmp_path / "a", seed=3, episodes=[(40, 1.0), (60, 3.0)], end=None, updates=[64])
-    record = read_return_run(tmp_path / "a" / "metrics.jsonl")
-    assert record is not None and record == read_results([tmp_path])[0]
-    settings = record.pop("settings")
-    assert settings["environment"] == {"game": "freeway"} and settings["run"] == {"steps": 1000, "seed": 3}
-    assert record == {
-        "kind": "returns",
-        "name": "adamw",
-        "learning_rate": 0.001,
-        "seed": 3,
-        "status": "unfinished",
-        "reached": 64,
-        "episode_steps": [40, 60],
-        "returns": [1.0, 3.0],
-        "device": "cpu",
-    }
+    (record,) = read_records([tmp_path])
+    assert record.is_agent and (record.name, record.learning_rate, record.seed) == ("adamw", 0.001, 3)
+    assert (record.status, record.reached, record.steps) == ("unfinished", 64, 1000)
+    assert (record.episode_steps, record.returns, record.device) == ((40, 60), (1.0, 3.0), "cpu")
 
 
 @pytest.fixture
@@ -50,7 +41,7 @@ def three_runs(tmp_path):
     write_run(tmp_path / "c", preset="muon", episodes=[(500, 4.0)], end="diverged")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "metrics.jsonl").write_text('{"kind": "header", "settings": {"model": {}}}\n')
-    return return_curves(read_results([tmp_path]))
+    return return_curves(read_records([tmp_path]))
 
 
 def test_curves_are_means_over_windows_and_seeds(three_runs):
@@ -89,7 +80,7 @@ def test_optimizers_are_compared_as_far_as_all_runs_have_come(tmp_path):
         tmp_path / "c", preset="muon", episodes=[*every(2.0, 410), *[(s, 9.0) for s in range(420, 710, 10)]], end=None
     )
     write_run(tmp_path / "d", game="asterix", episodes=[], end=None)
-    table = common_table(return_curves(read_results([tmp_path])))
+    table = common_table(return_curves(read_records([tmp_path])))
     assert table.headings[2:] == ["adamw, learning rate 0.001", "muon, learning rate 0.001"]
     # Of the ten episodes from 401 to 500 the first ended with 2.
     assert table.rows == [["asterix", "0", "-", "-"], ["freeway", "500", "2.5 (1.0, 4.0)", "8.3"]]
@@ -98,49 +89,25 @@ def test_optimizers_are_compared_as_far_as_all_runs_have_come(tmp_path):
 def test_runs_that_differ_in_more_than_their_seed_are_told_apart(tmp_path):
     write_run(tmp_path / "a", episodes=[(900, 1.0)])
     write_run(tmp_path / "b", episodes=[(900, 2.0)], weights="mine")
-    curves = return_curves(read_results([tmp_path]))
+    curves = return_curves(read_records([tmp_path]))
     assert [curve.label for curve in curves] == [f"adamw, learning rate 0.001 ({i})" for i in (1, 2)]
 
 
 def test_of_two_runs_with_the_same_settings_the_one_at_its_end_counts(tmp_path):
     write_run(tmp_path / "a", episodes=[(900, 1.0)])
     write_run(tmp_path / "b", episodes=[(90, 2.0)], end=None)
-    (record,) = read_results([tmp_path])
-    assert record["status"] == "finished"
+    (record,) = read_records([tmp_path])
+    assert record.status == "finished"
 
 
 def test_folders_without_runs_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="holds no results; .*or runs of celo2 reinforce"):
-        read_results([tmp_path])
+    with pytest.raises(InputError, match="holds no results; .*runs of celo2 reinforce"):
+        read_records([tmp_path])
     write_run(tmp_path / "a", episodes=[(900, 1.0)])
     content = (tmp_path / "a" / "metrics.jsonl").read_text()
     (tmp_path / "a" / "metrics.jsonl").write_text(content.replace('"return"', '"retur"'))
-    with pytest.raises(InputError, match="metrics.jsonl is damaged: KeyError: 'return'"):
-        read_results([tmp_path])
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"returns": [1.0]}, "returns and episode_steps differ in length"),
-        ({"returns": "many"}, "returns = many: expected numbers"),
-        ({"reached": None}, "reached = None: expected a whole number"),
-        ({"status": "lost"}, "status = lost: expected finished, diverged or unfinished"),
-        (
-            {"settings": {"optimizer": {}, "run": {"steps": 1}}},
-            "settings = .*: expected a table with `optimizer`, `environment` and `run`",
-        ),
-        ({"kind": "dreams"}, "kind = 'dreams': expected one of training, returns"),
-    ],
-)
-def test_wrong_records_are_named(tmp_path, change, message):
-    write_run(tmp_path / "a", episodes=[(40, 1.0), (60, 3.0)])
-    record = read_return_run(tmp_path / "a" / "metrics.jsonl")
-    assert record is not None
-    file = tmp_path / "runs.jsonl"
-    file.write_text(json.dumps(record | change) + "\n")
-    with pytest.raises(InputError, match=f"runs.jsonl, line 1: {message}"):
-        read_results([file])
+    with pytest.raises(InputError, match="metrics.jsonl: its metrics are damaged: 'return' is missing"):
+        read_records([tmp_path])
 
 
 def test_the_interval_is_that_of_the_bootstrap():
@@ -156,6 +123,6 @@ def test_the_interval_is_that_of_the_bootstrap():
 def test_a_curve_ends_where_its_run_stopped(tmp_path):
     """Points every 20 of 1,000 steps, a window of 100; the run stopped after 50."""
     write_run(tmp_path / "a", episodes=[(10, 1.0), (30, 2.0), (50, 9.0)], end=None)
-    (curve,) = return_curves(read_results([tmp_path]))
+    (curve,) = return_curves(read_records([tmp_path]))
     assert np.flatnonzero(np.isfinite(curve.mean)).tolist() == [0, 1]
     assert curve.mean[:2].tolist() == [1.0, 1.5]

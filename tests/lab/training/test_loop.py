@@ -6,19 +6,22 @@ import numpy as np
 import optax
 import pytest
 
-from celo2_harness.lab.suites import evaluate, fit, init_state, train_step, tree_bytes
+from celo2_harness._trees import tree_bytes
+from celo2_harness.lab.training.loop import evaluate, init_state, train_step, train_steps
 
 
 def test_the_loss_falls(task):
     tx = optax.adamw(1e-2)
-    losses = [p.validation_loss for p in fit(task, tx, init_state(task, tx, 0), steps=60, seed=0, eval_every=30)]
+    losses = [
+        p.validation_loss for p in train_steps(task, tx, init_state(task, tx, 0), steps=60, seed=0, eval_every=30)
+    ]
     start, middle, end = [loss for loss in losses if loss is not None]
     assert start > 5 and end < middle < 2.5
 
 
 def test_evaluation_at_the_start_at_intervals_and_at_the_end(task):
     tx = optax.sgd(1e-2)
-    progress = list(fit(task, tx, init_state(task, tx, 0), steps=7, seed=0, eval_every=3))
+    progress = list(train_steps(task, tx, init_state(task, tx, 0), steps=7, seed=0, eval_every=3))
     assert [p.state.step for p in progress] == list(range(8))
     assert [p.state.step for p in progress if p.validation_loss is not None] == [0, 3, 6, 7]
     assert [p.state.step for p in progress if p.loss is None] == [0]

@@ -1,6 +1,8 @@
-"""Runs in folders: what is written, and resuming to the same numbers."""
+"""Training runs in folders: what is written, and resuming to the same numbers."""
 
+import itertools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,179 +10,154 @@ import numpy as np
 import optax
 import pytest
 
-from celo2_harness.lab.suites import Checkpoints, InputError, TrainConfig, init_state, train
-from celo2_harness.lab.tasks import GPTConfig, LanguageModel
+from celo2_harness.blocks import guard_updates
+from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.training.checkpoints import read_checkpoint
+from celo2_harness.lab.training.optimizers import OptimizerSpec, preset_spec
+from celo2_harness.lab.training.train import TrainConfig, parameter_rms, train
 
 CONFIG = TrainConfig(steps=20, seed=1, eval_every=7, log_every=2, checkpoint_every=6)
-SETTINGS = {"model": {"width": 16}}
-TX = optax.adamw(1e-2)
+TIMES = ("seconds", "tokens_per_second", "step_milliseconds")
 
 
-def run(task, folder, config=CONFIG, tx=TX, settings=SETTINGS, **arguments):
-    return train(task, tx, config, folder, settings=settings, learning_rate=lambda step: 0.01, **arguments)
+def spec(tx, **settings):
+    return OptimizerSpec("test", tx, lambda step: 0.01 * step, {"learning_rate": 0.01, **settings})
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+ADAMW = spec(optax.adamw(1e-2))
+
+
+def run(task, folder, config=CONFIG, optimizer=ADAMW, **arguments):
+    return train(task, optimizer, config, folder, **arguments)
 
 
 def numbers(folder):
     """The metrics without what depends on the clock."""
-    timings = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in line.items() if k not in timings} for line in lines(folder)]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def stop_after(steps):
-    calls = iter(range(10**6))
+    calls = itertools.count()
     return lambda: next(calls) >= steps
 
 
-def final_state(task, folder):
-    header = lines(folder)[0]
-    checkpoints = Checkpoints(folder / "checkpoints")
-    state = checkpoints.restore(checkpoints.steps()[-1], init_state(task, TX, 0), header["settings"])
-    checkpoints.close()
-    return state
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def final_arrays(folder):
+    return read_checkpoint(max((folder / "checkpoints").iterdir()))[1]
 
 
 @pytest.fixture(scope="module")
 def finished(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    assert run(task, folder).status == "finished"
+    result = run(task, folder)
+    assert (result.status, result.step) == ("finished", 20) and result.validation_loss < 5
     return folder
 
 
-def test_a_run_writes_a_header_metrics_a_picture_and_checkpoints(finished):
-    header, *body = lines(finished)
+def test_a_run_writes_a_header_metrics_a_picture_and_checkpoints(task, finished):
+    header, *body = numbers(finished)
     assert header["settings"]["run"] == {"steps": 20, "seed": 1, "eval_every": 7, "log_every": 2}
-    assert {"python", "jax", "jaxlib", "optax", "flax", "celo2_harness"} <= set(header["versions"])
-    assert header["device"]
-    assert [line["step"] for line in body if line["kind"] == "validation"] == [0, 7, 14, 20]
-    assert [line["step"] for line in body if line["kind"] == "train"] == list(range(2, 21, 2))
-    assert all(line["learning_rate"] == 0.01 for line in body if line["kind"] == "train")
-    assert body[-1]["kind"] == "end" and body[-1]["status"] == "finished"
+    assert header["settings"]["optimizer"] == {"learning_rate": 0.01}
+    held_out = [line for line in body if "validation_loss" in line]
+    assert [line["step"] for line in held_out] == [0, 7, 14, 20] and all(line["parameter_rms"] > 0 for line in held_out)
+    assert [line["step"] for line in body if "loss" in line] == [2, 4, 6, 7, 8, 10, 12, 14, 16, 18, 20]
+    # The learning rate is that of the step before the line, and the larger of two losses is no smaller than their mean.
+    assert all(line["learning_rate"] == 0.01 * (line["step"] - 1) for line in body if "loss" in line)
+    assert all(line["largest_loss"] >= line["loss"] for line in body if "loss" in line)
+    assert body[0]["state_bytes"] == 2 * body[0]["parameter_bytes"] + 4  # Two moments and a count.
+    assert body[0]["parameter_rms"] == float(parameter_rms(task.init(jax.random.key(1))))
+    assert body[-1] == {"kind": "end", "step": 20, "status": "finished"}
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [12, 18, 20]
+
+
+def test_the_training_loss_is_the_mean_since_the_line_before(task, finished, tmp_path):
+    run(task, tmp_path, config=TrainConfig(steps=20, seed=1, eval_every=7, log_every=1, checkpoint_every=0))
+    each = {line["step"]: line["loss"] for line in numbers(tmp_path)[1:] if "loss" in line}
+    lines = [line for line in numbers(finished)[1:] if "loss" in line]
+    for before, line in itertools.pairwise(lines):
+        losses = [each[step] for step in range(before["step"] + 1, line["step"] + 1)]
+        assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-6) and line["largest_loss"] == max(losses)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("stop", [3, 6, 14])
 def test_a_resumed_run_reaches_the_same_numbers(task, finished, tmp_path, stop):
     result = run(task, tmp_path, should_stop=stop_after(stop))
     assert (result.status, result.step) == ("interrupted", stop)
-    assert run(task, tmp_path, resume=True).status == "finished"
-    assert numbers(tmp_path)[1:] == numbers(finished)[1:]
-    jax.tree.map(np.testing.assert_array_equal, final_state(task, tmp_path), final_state(task, finished))
+    started = []
+    assert run(task, tmp_path, resume=True, on_start=started.append).status == "finished"
+    assert started == [stop] and numbers(tmp_path)[1:] == numbers(finished)[1:]
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path), final_arrays(finished))
 
 
 def test_a_killed_run_goes_back_to_its_checkpoint(task, finished, tmp_path):
-    class Killed(Exception):
-        pass
-
     def kill(progress):
-        if progress.state.step == 11:
-            raise Killed
+        if progress.step == 11:
+            raise KeyboardInterrupt
 
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         run(task, tmp_path, on_progress=kill)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "tra')  # cut short by the kill
-    starts = []
-    assert run(task, tmp_path, resume=True, on_start=starts.append).status == "finished"
-    assert starts == [6]
-    assert numbers(tmp_path)[1:] == numbers(finished)[1:]
-
-
-def test_a_run_killed_before_its_first_checkpoint_starts_again(task, finished, tmp_path):
-    run(task, tmp_path, should_stop=stop_after(3))
-    for path in sorted((tmp_path / "checkpoints").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    assert run(task, tmp_path, resume=True).status == "finished"
-    assert numbers(tmp_path)[1:] == numbers(finished)[1:]
+    started = []
+    assert run(task, tmp_path, resume=True, on_start=started.append).status == "finished"
+    assert started == [6] and numbers(tmp_path)[1:] == numbers(finished)[1:]
 
 
 def test_a_finished_run_stays_as_it_is(task, finished):
-    before = snapshot(finished)
+    before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match="holds a run already; add --resume"):
         run(task, finished)
     assert run(task, finished, resume=True).step == 20
-    assert snapshot(finished) == before
-
-
-def test_a_run_with_other_settings_is_refused(task, finished):
-    before = snapshot(finished)
-    with pytest.raises(InputError, match="model.width is 16 there and 32 here"):
-        run(task, finished, resume=True, settings={"model": {"width": 32}})
+    with pytest.raises(InputError, match="optimizer.speed is absent there and 3 here"):
+        run(task, finished, resume=True, optimizer=spec(optax.adamw(1e-2), speed=3))
     with pytest.raises(InputError, match="run.steps is 20 there and 30 here"):
         run(task, finished, resume=True, config=TrainConfig(steps=30, seed=1, eval_every=7, log_every=2))
-    assert snapshot(finished) == before
-
-
-def test_a_checkpoint_of_another_model_is_refused_leaf_by_leaf(task, tmp_path):
-    run(task, tmp_path, should_stop=stop_after(3))
-    before = snapshot(tmp_path)
-    wider = LanguageModel(GPTConfig(32, 1, 2, context=8), task.data, task.batch_size)
-    with pytest.raises(InputError, match=r"checkpoint .*/3 is of another run: .* is float32\[16, 16\] there and"):
-        run(wider, tmp_path, resume=True)
-    with pytest.raises(InputError, match=r"is absent there|and absent here"):
-        run(task, tmp_path, resume=True, tx=optax.sgd(1e-2))
-    assert snapshot(tmp_path) == before
-
-
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[:10])
-
-
-def change_a_byte(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [cut_short, change_a_byte, lambda path: path.unlink()])
-def test_a_damaged_checkpoint_is_named_whatever_the_damage(task, tmp_path, damage, capfd):
-    run(task, tmp_path, should_stop=stop_after(3))
-    files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.stat().st_size]
-    assert len(files) > 5
-    for path in files:
-        content = path.read_bytes()
-        damage(path)
-        if path.exists() or path.name != "celo2-files.json":
-            with pytest.raises(InputError, match=r"checkpoint .*/checkpoints/3 cannot be read .*; remove it"):
-                run(task, tmp_path, resume=True)
-        path.write_bytes(content)
-    assert not capfd.readouterr().err
-    assert run(task, tmp_path, resume=True, should_stop=lambda: True).step == 4
-
-
-def test_a_folder_without_a_run_cannot_be_resumed(task, tmp_path):
-    with pytest.raises(InputError, match="holds no run"):
-        run(task, tmp_path, resume=True)
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match="does not start with the header"):
-        run(task, tmp_path, resume=True)
+    assert (finished / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_diverged_run_says_so(task, tmp_path):
-    def update(updates, state, params=None):
-        del params
-        return jax.tree.map(lambda u: jnp.where(state < 4, u, jnp.nan), updates), state + 1
-
-    broken = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
-    result = run(task, tmp_path, tx=broken)
-    assert result.status == "diverged"
-    *_, bad, end = lines(tmp_path)
-    assert bad["loss"] is None and bad["step"] == 6
-    assert (end["kind"], end["status"]) == ("end", "diverged")
-    assert run(task, tmp_path, tx=broken, resume=True).status == "diverged"
+    broken = spec(optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * jnp.nan, updates)))
+    result = run(task, tmp_path, optimizer=broken)
+    assert result.status == "diverged" and math.isnan(result.validation_loss) and result.step == 7
+    *_, bad, end = numbers(tmp_path)
+    assert bad["validation_loss"] is None and (end["kind"], end["status"]) == ("end", "diverged")
+    assert run(task, tmp_path, optimizer=broken, resume=True).status == "diverged"
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"eval_every": 0}, {"seed": -1}, {"checkpoint_every": 0}])
+def test_steps_on_which_a_guard_acted_are_counted(task, tmp_path):
+    """Gradients that are NaN at the third of four steps: one step is skipped."""
+
+    def fail_once(updates, state, params=None):
+        return jax.tree.map(lambda u: jnp.where(state == 2, jnp.nan, u), updates), state + 1
+
+    broken = optax.GradientTransformation(lambda params: jnp.zeros([], int), fail_once)
+    config = TrainConfig(steps=4, eval_every=4, checkpoint_every=0)
+    run(task, tmp_path, config=config, optimizer=spec(optax.chain(broken, guard_updates(optax.sgd(0.1)))))
+    assert [line["guarded_steps"] for line in numbers(tmp_path) if "guarded_steps" in line] == [0, 1]
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"eval_every": 0}, {"seed": -1}, {"checkpoint_every": -1}])
 def test_wrong_configs_are_refused(change):
     ((name, value),) = change.items()
     with pytest.raises(InputError, match=f"^{name} = {value}: expected "):
         TrainConfig(**{"steps": 1} | change)
+
+
+@pytest.mark.parametrize("schedule", ["warmup_cosine", "constant"])
+def test_the_schedule_that_is_written_down_is_the_one_that_is_used(schedule):
+    """Gradients of ones under SGD-like AdamW: the first steps of a scalar are the learning rate itself."""
+    optimizer = preset_spec("adamw", 0.5, total_steps=8, schedule=schedule, warmup=4)
+    params = {"kernel": jnp.zeros((2, 2))}
+    state = optimizer.tx.init(params)
+    for step in range(8):
+        updates, state = optimizer.tx.update({"kernel": jnp.ones((2, 2))}, state, params)
+        np.testing.assert_allclose(-updates["kernel"], optimizer.schedule(step), rtol=1e-5, atol=1e-7)
+
+
+def test_settings_tell_weights_by_their_numbers():
+    default = preset_spec("celo2_ortho", total_steps=8)
+    base = preset_spec("celo2_ortho", 0.1, total_steps=8, weights="celo2_base", state_dtype="bfloat16")
+    assert default.settings["weights"] == "celo2" and base.settings["weights"] == "celo2_base"
+    assert default.settings["weights_sha256"] != base.settings["weights_sha256"]
+    assert base.settings["options"] == {"state_dtype": "bfloat16"} and base.settings["learning_rate"] == 0.1
+    with pytest.raises(InputError, match="weights = 'celo2': preset adamw has no learned rule"):
+        preset_spec("adamw", total_steps=8, weights="celo2")

@@ -29,10 +29,10 @@ from celo2_harness.lab.bench import (
     median_ratio,
     plan_update,
 )
-from celo2_harness.lab.cli._setup import device_mesh, input_errors, mesh_lengths
-from celo2_harness.lab.suites import InputError
-from celo2_harness.lab.suites.records import provenance
+from celo2_harness.lab.cli._devices import device_mesh, mesh_lengths
+from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.tasks import make_language_model
+from celo2_harness.lab.training.provenance import provenance
 from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, init_theta
 
 # The peers that ratios refer to: Optax's own, not our presets of the same name.

@@ -1,29 +1,22 @@
 """`celo2 compare`: several optimizers on one task, one table and one picture."""
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from celo2_harness import harness
-from celo2_harness.lab.cli._progress import Display
-from celo2_harness.lab.cli._setup import default_learning_rate, input_errors, make_optimizer
-from celo2_harness.lab.suites import (
-    CompareConfig,
-    Contender,
-    InputError,
-    Row,
-    StopSignals,
-    compare,
-    plot_comparison,
-    summarize,
-)
+from celo2_harness.lab.cli._suites import show_suite
+from celo2_harness.lab.cli.report import print_tables
+from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.suites import Search, Suite, SuiteOptimizer, SuiteTask, results_by_task
+from celo2_harness.lab.suites.plots import plot_curves
+from celo2_harness.lab.suites.record import RECORDS
+from celo2_harness.lab.suites.tables import comparison_table
 from celo2_harness.lab.tasks import make_language_model
+from celo2_harness.lab.training.display import Display
+from celo2_harness.lab.training.interrupt import StopSignals
+from celo2_harness.presets import find_preset
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ class Config:
     context: int | None = None
     """Window length in bytes; by default the model's."""
     schedule: str = "warmup_cosine"
-    """Course of the learning rate over the run."""
+    """Schedule of the learning rate over the run."""
     warmup: float = 0.05
     """Part of the run in which the learning rate rises."""
     weight_decay: float = 0.1
@@ -58,7 +51,7 @@ class Config:
     weights: str | None = None
     """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
     state_dtype: str = "float32"
-    """Of the learned rule's state: float32 or bfloat16."""
+    """What the learned rule's state is kept in: float32 or bfloat16."""
     dtype: str = "float32"
     """What the model computes in: float32 or bfloat16."""
     param_dtype: str = "float32"
@@ -71,8 +64,8 @@ class Config:
 
 def run(config: Config) -> int:
     """Compares; returns 0 when all runs are done, diverged ones included, and 130 if it was interrupted."""
-    compare_config = CompareConfig(config.steps, config.seed, config.eval_every)
     with input_errors():
+        suite = _suite(config)
         task = make_language_model(
             config.model,
             config.text,
@@ -81,87 +74,40 @@ def run(config: Config) -> int:
             dtype=config.dtype,
             param_dtype=config.param_dtype,
         )
-    contenders = _contenders(config)
-    total = len(contenders) * len(config.seed)
-    with StopSignals() as stop, Display(task.tokens_per_batch) as display:
-        comparison = compare(
-            task,
-            contenders,
-            compare_config,
-            config.out,
-            settings=task.describe(),
-            should_stop=lambda: stop.requested,
-            on_start=lambda contender, seed: display.start(
-                f"{contender.name} {contender.learning_rate:g} seed {seed}", config.steps
-            ),
-            on_progress=display.update,
-        )
-    if comparison.found:
-        print(f"{comparison.found} of {total} runs were in {config.out} already")
-    if not comparison.complete:
-        done = len(comparison.runs)
-        print(f"interrupted after {done} of {total} runs; the same command goes on from there", file=sys.stderr)
+    with StopSignals() as stop, Display("tokens", task.tokens_per_batch) as display:
+        records = show_suite(suite, config.out, display, make_task=lambda _: task, should_stop=lambda: stop.requested)
+    if records is None:
         return 130
-    rows = summarize(comparison.runs)
+    (results,) = results_by_task(records)
+    print_tables([comparison_table(results)])
     picture = config.out / "compare.png"
     seeds = "1 seed" if len(config.seed) == 1 else f"{len(config.seed)} seeds"
-    plot_comparison(rows, picture, f"{config.model}, {config.steps} steps of {task.tokens_per_batch} bytes, {seeds}")
-    Console(width=None if sys.stdout.isatty() else 120).print(_table(rows))
-    print(f"runs: {config.out / 'compare.jsonl'}\npicture: {picture}")
+    plot_curves(results, picture, f"{config.model}, {config.steps} steps of {task.tokens_per_batch} bytes, {seeds}")
+    print(f"runs: {config.out / RECORDS}\npicture: {picture}")
     return 0
 
 
-def _contenders(config: Config) -> list[Contender]:
-    if not config.preset or len(set(config.preset)) < len(config.preset):
-        raise InputError(f"preset = {list(config.preset)}: expected one or more different names")
-    if len(set(config.learning_rate)) < len(config.learning_rate):
-        raise InputError(f"learning_rate = {list(config.learning_rate)}: expected different numbers")
-    contenders, presets = [], harness.presets()
-    for preset in config.preset:
-        default = default_learning_rate(preset)
-        for rate in config.learning_rate or (default,):
-            arguments = {
-                "preset": preset,
-                "learning_rate": rate,
-                "total_steps": config.steps,
-                "weight_decay": config.weight_decay,
-                "schedule": config.schedule,
-                "warmup": config.warmup,
-                "weights": config.weights if presets[preset].learned else None,
-                "state_dtype": config.state_dtype,
-            }
-            contenders.append(Contender(preset, rate, make_optimizer(**arguments), arguments))
-    if config.weights is not None and not any(presets[preset].learned for preset in config.preset):
+def _suite(config: Config) -> Suite:
+    """The suite with one task that the options ask for."""
+    presets = {name: find_preset(name) for name in config.preset}
+    learned = [name for name, preset in presets.items() if preset.learned]
+    if config.weights is not None and not learned:
         raise InputError(f"weights = {config.weights!r}: none of the presets has a learned rule; leave it out")
-    return contenders
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    table = Table("preset", box=None, pad_edge=False, header_style="bold")
-    for heading in ("learning rate", "held-out loss", "steps to adamw's", "ms per step", "optimizer state"):
-        table.add_column(heading, justify="right")
-    finished = [row.validation_loss for row in rows if row.status == "finished"]
-    for row in rows:
-        loss = "diverged" if row.status == "diverged" else f"{row.validation_loss:.4f}"
-        if row.spread is not None:
-            loss += f" ± {row.spread:.4f}"
-        table.add_row(
-            row.name,
-            f"{row.learning_rate:g}" + (f" (best of {row.learning_rates})" if row.learning_rates > 1 else ""),
-            loss,
-            "-" if row.steps_to_baseline is None else str(row.steps_to_baseline),
-            "-" if row.step_milliseconds is None else f"{row.step_milliseconds:.1f}",
-            f"{_human(row.state_bytes)} ({row.state_bytes / row.parameter_bytes:.2f}x)",
-            style="bold" if len(finished) > 1 and row.validation_loss == min(finished) else None,
+    options = {} if config.state_dtype == "float32" else {"state_dtype": config.state_dtype}
+    optimizers = tuple(
+        SuiteOptimizer(
+            preset=name,
+            learning_rates=config.learning_rate or (float(presets[name].learning_rate),),
+            weights=config.weights if name in learned else None,
+            options=options,
         )
-    table.caption = "optimizer state: in brackets, relative to the parameters"
-    table.caption_justify = "left"
-    return table
-
-
-def _human(size: int | float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
+        for name in config.preset
+    )
+    return Suite(
+        name="compare",
+        tasks=(SuiteTask("language_model", config.steps, label=config.model, eval_every=config.eval_every),),
+        search=Search(config.learning_rate or (1.0,), (config.weight_decay,), selection_seeds=config.seed),
+        optimizers=optimizers,
+        schedule=config.schedule,
+        warmup=config.warmup,
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from celo2_harness.lab.cli._setup import input_errors
+from celo2_harness.lab.errors import input_errors
 from celo2_harness.lab.tasks import prepare_image_sets
 
 

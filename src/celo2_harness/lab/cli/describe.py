@@ -5,8 +5,7 @@ import dataclasses
 import jax
 
 from celo2_harness import harness
-from celo2_harness.lab.cli._setup import input_errors
-from celo2_harness.lab.suites import InputError
+from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.tasks import MODELS, init_gpt
 
 

@@ -36,7 +36,7 @@ COMMANDS = {
     "train": Command(
         "celo2_harness.lab.cli.train",
         "Train a byte-level GPT on a text with one optimizer.",
-        ("tyro", "rich", "orbax", "matplotlib"),
+        ("tyro", "rich", "matplotlib"),
     ),
     "compare": Command(
         "celo2_harness.lab.cli.compare",
@@ -63,7 +63,7 @@ COMMANDS = {
     "reinforce": Command(
         "celo2_harness.lab.cli.reinforce",
         "Train an agent on a game with PPO and one optimizer, or draw the returns of runs.",
-        ("tyro", "rich", "orbax", "matplotlib"),
+        ("tyro", "rich", "matplotlib"),
     ),
     "data prepare": Command("celo2_harness.lab.cli.data", "Shrink image sets to 8x8 files for meta-training."),
     "data tokens": Command("celo2_harness.lab.cli.data_tokens", "Turn texts into token shards."),

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import tyro
 
-from celo2_harness.lab.cli._setup import input_errors
+from celo2_harness.lab.errors import input_errors
 from celo2_harness.lab.metatrain import select_weights
 
 
 @dataclass(frozen=True)
 class Config:
-    """Take the rule with the lowest score in evaluations.jsonl of a run, and write it with a card beside it."""
+    """Take the rule with the lowest score of a run, and write it with a card beside it."""
 
     run: tyro.conf.Positional[Path]
     """Folder of a run that was started with --eval-every."""

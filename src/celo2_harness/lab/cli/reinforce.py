@@ -12,18 +12,13 @@ from typing import Any
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from celo2_harness.lab.cli._setup import default_learning_rate, input_errors, make_optimizer
+from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.reinforce import NATURE_CONVOLUTIONS, ActorCriticConfig, PPOConfig, make_environments
-from celo2_harness.lab.suites import (
-    InputError,
-    PPOProgress,
-    ReinforceConfig,
-    ReinforceResult,
-    StopSignals,
-    reinforce,
-    saved_options,
-)
-from celo2_harness.schedules import SCHEDULES
+from celo2_harness.lab.reinforce.run import ReinforceConfig, ReinforceResult, reinforce
+from celo2_harness.lab.reinforce.train import PPOProgress
+from celo2_harness.lab.training.folder import read_header
+from celo2_harness.lab.training.interrupt import StopSignals
+from celo2_harness.lab.training.optimizers import preset_spec
 
 _LINE_SECONDS = 15.0
 
@@ -72,7 +67,7 @@ def defaults(config: Config) -> Config:
     """Returns the options that hold where none is given: those that a run was started with when it is resumed."""
     if not config.resume:
         return Config()
-    options = saved_options(_folder(config))
+    options = read_header(_folder(config))["options"]
     ppo = {name: value for name, value in options.get("ppo", {}).items() if name in _names(PPOConfig)}
     options = {name: value for name, value in options.items() if name in _names(Config) - {"ppo"}}
     return dataclasses.replace(Config(**options), ppo=PPOConfig(**ppo))
@@ -110,20 +105,21 @@ def train(config: Config, folder: Path, **callbacks: Callable[..., Any]) -> Rein
     Raises:
         InputError: if an option is wrong, or `reinforce` refuses the folder.
     """
-    default_learning_rate(config.preset)  # refuses an unknown preset
     run_config = ReinforceConfig(config.steps, config.seed, config.checkpoint_every)
     total = config.ppo.optimizer_steps(config.steps)
-    optimizer = {
-        "preset": config.preset,
-        "learning_rate": config.learning_rate,
-        "total_steps": total,
-        "weight_decay": config.weight_decay,
-        "rest_learning_rate_factor": config.rest_learning_rate_factor,
-        "schedule": config.schedule,
-        "warmup": config.warmup,
-        "weights": config.weights,
-    }
-    tx = make_optimizer(**optimizer)
+    options = {}
+    if config.rest_learning_rate_factor is not None:
+        options["rest_learning_rate_factor"] = config.rest_learning_rate_factor
+    spec = preset_spec(
+        config.preset,
+        config.learning_rate,
+        total_steps=total,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        weights=config.weights,
+        **options,
+    )
     if config.hidden < 1:
         raise InputError(f"hidden = {config.hidden}: expected at least 1")
     with input_errors():
@@ -131,19 +127,18 @@ def train(config: Config, folder: Path, **callbacks: Callable[..., Any]) -> Rein
     # Only pictures of some size have something to convolve.
     convolutions = NATURE_CONVOLUTIONS if min(environments.observation_shape[:2]) >= 36 else ()
     network = ActorCriticConfig(environments.observation_shape, environments.actions, convolutions, config.hidden)
-    shape = SCHEDULES[config.schedule](total, config.warmup)
     try:
         return reinforce(
             environments,
             network,
             config.ppo,
-            tx,
+            spec.tx,
             run_config,
             folder,
-            settings={"optimizer": optimizer},
+            settings={"optimizer": dict(spec.settings)},
             options=_options(config),
             resume=config.resume,
-            learning_rate=lambda step: config.learning_rate * shape(step),
+            learning_rate=spec.schedule,
             **callbacks,
         )
     finally:

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celo2_harness.lab.cli._progress import Display
-from celo2_harness.lab.cli._setup import course, default_learning_rate, device_mesh, input_errors, make_optimizer
-from celo2_harness.lab.suites import StopSignals, TrainConfig, TrainResult, saved_options, train
+from celo2_harness.lab.cli._devices import device_mesh
+from celo2_harness.lab.errors import input_errors
 from celo2_harness.lab.tasks import make_language_model
+from celo2_harness.lab.training.display import Display
+from celo2_harness.lab.training.folder import read_header
+from celo2_harness.lab.training.interrupt import StopSignals
+from celo2_harness.lab.training.optimizers import preset_spec
+from celo2_harness.lab.training.train import TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,9 @@ class Config:
     context: int | None = None
     """Window length in bytes; by default the model's."""
     seed: int = 0
-    """Determines the initial parameters and the batches."""
+    """Seed of the initial parameters and the batches."""
     schedule: str = "warmup_cosine"
-    """Course of the learning rate over the run."""
+    """Schedule of the learning rate over the run."""
     warmup: float = 0.05
     """Part of the run in which the learning rate rises."""
     weight_decay: float = 0.1
@@ -66,7 +70,7 @@ def defaults(config: Config) -> Config:
     """Returns the options that hold where none is given: those that a run was started with when it is resumed."""
     if not config.resume:
         return Config()
-    options = saved_options(_folder(config))
+    options = read_header(_folder(config))["options"]
     known = {field.name for field in dataclasses.fields(Config)}
     options = {name: value for name, value in options.items() if name in known}
     if options.get("text") is not None:
@@ -79,7 +83,6 @@ def run(config: Config) -> int:
     folder = _folder(config)
     mesh = None if config.mesh is None else device_mesh(config.mesh)
     train_config = TrainConfig(config.steps, config.seed, config.eval_every, config.log_every, config.checkpoint_every)
-    rate = default_learning_rate(config.preset) if config.learning_rate is None else config.learning_rate
     with input_errors():
         task = make_language_model(
             config.model,
@@ -89,37 +92,31 @@ def run(config: Config) -> int:
             dtype=config.dtype,
             param_dtype=config.param_dtype,
         )
-    optimizer = {
-        "preset": config.preset,
-        "learning_rate": rate,
-        "total_steps": config.steps,
-        "weight_decay": config.weight_decay,
-        "schedule": config.schedule,
-        "warmup": config.warmup,
-        "weights": config.weights,
-    }
-    tx = make_optimizer(**optimizer, sharding=mesh)
-    factor = course(config.preset, config.schedule, config.steps, config.warmup)
-    with StopSignals() as stop, Display(task.tokens_per_batch) as display:
+    spec = preset_spec(
+        config.preset,
+        config.learning_rate,
+        total_steps=config.steps,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        weights=config.weights,
+        sharding=mesh,
+    )
+    rate = spec.settings["learning_rate"]
+    with StopSignals() as stop, Display("tokens", task.tokens_per_batch) as display:
         result = train(
             task,
-            tx,
+            spec,
             train_config,
             folder,
-            settings=task.describe() | {"optimizer": optimizer},
             options=_options(config),
-            title=f"{config.preset}, learning rate {rate:g}: {config.model}, {task.tokens_per_batch} bytes per step",
+            title=f"{spec.name}, learning rate {rate:g}: {config.model}, {task.tokens_per_batch} bytes per step",
             resume=config.resume,
             mesh=mesh,
-            learning_rate=lambda step: rate * factor(step),
             should_stop=lambda: stop.requested,
-            on_start=lambda step: display.start(config.preset, config.steps, step),
+            on_start=lambda step: display.start(spec.name, config.steps, step),
             on_progress=display.update,
         )
-    return _report(result, folder)
-
-
-def _report(result: TrainResult, folder: Path) -> int:
     if result.status == "interrupted":
         print(f"saved at step {result.step}; go on with: celo2 train --resume --out {folder}", file=sys.stderr)
         return 130
@@ -136,8 +133,6 @@ def _folder(config: Config) -> Path:
 
 
 def _options(config: Config) -> dict[str, Any]:
-    options = dataclasses.asdict(config)
-    del options["out"], options["resume"]
-    # A run may be resumed from another folder.
-    options["text"] = None if config.text is None else str(config.text.absolute())
-    return options
+    """What `defaults` finds again, with paths in full, because a run may be resumed from another folder."""
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "resume")}
+    return options | {"text": None if config.text is None else str(config.text.absolute())}

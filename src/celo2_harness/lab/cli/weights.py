@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from celo2_harness.lab.cli._setup import input_errors
-from celo2_harness.lab.suites import InputError
+from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.weights import Weights, bundled_weights, load_weights, save_weights
 
 

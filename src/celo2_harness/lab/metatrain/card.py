@@ -6,23 +6,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from celo2_harness.lab.metatrain.learned import AnyWeights, save_rule
+from celo2_harness.lab.metatrain.learned import AnyWeights, LearnedRule
 from celo2_harness.weights.files import replace_file
 
 
-def write_weights(path: Path, weights: AnyWeights) -> None:
-    """Writes a weight file that `run_metatrain` has made, and its card beside it, with the ending `.md`."""
+def write_weights(path: Path, weights: AnyWeights, learned: LearnedRule) -> None:
+    """Writes the weights that a run has made, and their card beside them, with the ending `.md`."""
     # The weights last: a run that has them is not gone on with, so that a card after a kill would stay missing.
     replace_file(path.with_suffix(".md"), make_card(path.stem, weights).encode())
-    save_rule(path, weights)
+    learned.save(path, weights)
 
 
 def make_card(name: str, weights: AnyWeights) -> str:
-    """A card in Markdown.
+    """Returns a card in Markdown.
 
     Args:
-      name: the heading.
-      weights: with the provenance that `run_metatrain` writes.
+        name: The heading.
+        weights: The weights, with the provenance that `run_metatrain` gives them.
     """
     facts = weights.provenance
     config: dict[str, Any] = facts["config"]
@@ -31,10 +31,10 @@ def make_card(name: str, weights: AnyWeights) -> str:
         "numbers": str(sum(np.size(x) for x in jax.tree.leaves(weights.theta))),
         "data": f"{', '.join(facts['sets'])}; SHA-256 of pixels and labels `{facts['data_sha256']}`",
         **({"text": f"SHA-256 `{facts['text_sha256']}`"} if "text_sha256" in facts else {}),
-        "start": _start(facts),
+        "start": f"the weights `{facts['start_from']}`" if facts["start_from"] else "random numbers",
         "iterations": f"theta of iteration {facts['iterations']:,} of {config['iterations']:,}, seed {config['seed']}",
         "choice": _choice(facts),
-        "outer optimizer": f"{config['outer_optimizer']}, peak learning rate {config['outer_learning_rate']:g},"
+        "outer optimizer": f"AdamW, peak learning rate {config['outer_learning_rate']:g},"
         f" {config['outer_schedule']} schedule",
         "time": f"{facts['seconds']:,.0f} s on {facts['device']}",
         "meta-loss": _losses(facts["final_meta_loss"]),
@@ -46,14 +46,8 @@ def make_card(name: str, weights: AnyWeights) -> str:
     return f"# {name}\n\n| | |\n| --- | --- |\n{table}\n\nThe header inside the file holds the whole configuration.\n"
 
 
-def _start(facts: Any) -> str:
-    if facts["continue_from"]:
-        return f"`{facts['continue_from']}`, continued"
-    return f"the weights `{facts['start_from']}`" if facts["start_from"] else "random numbers"
-
-
 def _digest(facts: Any) -> dict[str, str]:
-    """What `benchmarks/reproduce_weights.py` checks."""
+    """The digest that `benchmarks/reproduce_weights.py` checks."""
     digest = facts.get("theta_digest")
     return {f"SHA-256 of theta at iteration {digest['iteration']}": f"`{digest['sha256']}`"} if digest else {}
 

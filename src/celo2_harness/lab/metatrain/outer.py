@@ -1,4 +1,4 @@
-"""The outer loop: an Optax optimizer on estimates of the meta-gradient."""
+"""The outer step: an Optax optimizer on estimates of the meta-gradient, as a pure function of its state."""
 
 import functools
 from collections.abc import Callable
@@ -12,15 +12,29 @@ from jaxtyping import Array, Float, Int
 
 from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.estimators import Numbers
-from celo2_harness.lab.metatrain.groups import image_sets_of, run_groups
-from celo2_harness.lab.metatrain.learned import LEARNED
-from celo2_harness.lab.metatrain.outer_optimizers import OUTER_OPTIMIZERS, OUTER_SCHEDULES
+from celo2_harness.lab.metatrain.groups import (
+    TasksMetrics,
+    init_tasks,
+    replicated,
+    run_groups,
+    task_sharding,
+    tasks_gradient,
+)
 from celo2_harness.lab.metatrain.problem import TaskGroup
-from celo2_harness.lab.metatrain.tasks import TasksMetrics, init_tasks, replicated, task_sharding, tasks_gradient
+
+WARMUP = 0.02
+"""The part of a run that is warm-up under the outer schedule "cosine"."""
 
 
 class MetaTrainState(NamedTuple):
-    """Everything that a run needs to go on. `tasks` holds the state of all tasks, per group, leading axis task."""
+    """Everything that a run needs to go on.
+
+    Attributes:
+        iteration: The number of outer iterations done.
+        theta: The rule.
+        outer: The state of the outer optimizer.
+        tasks: The state of all tasks, per group, with the task as leading axis.
+    """
 
     iteration: Int[Array, ""]
     theta: Any
@@ -29,7 +43,13 @@ class MetaTrainState(NamedTuple):
 
 
 class MetaTrainMetrics(NamedTuple):
-    """Of one outer iteration."""
+    """What is known after an outer iteration.
+
+    Attributes:
+        tasks: The meta-losses, and how many tasks restarted.
+        gradient_norm: The norm of the estimate of the meta-gradient.
+        theta_norm: The norm of theta after the step.
+    """
 
     tasks: TasksMetrics
     gradient_norm: Float[Array, ""]
@@ -37,9 +57,12 @@ class MetaTrainMetrics(NamedTuple):
 
 
 def outer_optimizer(config: MetaTrainConfig) -> optax.GradientTransformation:
-    """The optimizer of theta that the config names."""
-    schedule = OUTER_SCHEDULES[config.outer_schedule](config.outer_learning_rate, config.iterations)
-    return OUTER_OPTIMIZERS[config.outer_optimizer](schedule, config.outer_weight_decay)
+    """Returns the optimizer of theta: AdamW, without clipping."""
+    rate: Any = config.outer_learning_rate
+    if config.outer_schedule == "cosine":
+        warmup = max(1, round(WARMUP * config.iterations))
+        rate = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, config.iterations)
+    return optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=config.outer_weight_decay)
 
 
 def init_metatrain(
@@ -51,15 +74,15 @@ def init_metatrain(
     theta: Numbers | None = None,
     mesh: Mesh | None = None,
 ) -> MetaTrainState:
-    """The state before the first iteration; a function of its arguments alone.
+    """Returns the state before the first iteration; a function of its arguments alone.
 
     Args:
-      config: the run.
-      sets: how many image sets there are.
-      optimizer: of theta, instead of the one that the config names.
-      groups: tasks, instead of the config's.
-      theta: to begin with, instead of random numbers.
-      mesh: devices that the tasks are spread over, as `task_mesh` gives it; `metatrain_step` needs the same.
+        config: The recipe.
+        sets: The number of image sets.
+        optimizer: The optimizer of theta, instead of the recipe's.
+        groups: The tasks, instead of the recipe's.
+        theta: The rule to begin with, instead of random numbers.
+        mesh: The devices that the tasks are spread over, from `task_mesh`; `metatrain_step` needs the same.
     """
     state = _init(config, sets, optimizer, groups, theta)
     return state if mesh is None else place_state(state, mesh)
@@ -74,24 +97,26 @@ def _init(
     theta: Numbers | None,
 ) -> MetaTrainState:
     theta_key, tasks_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
-    start: Any = LEARNED[config.variant].init(config, theta_key) if theta is None else theta
-    return MetaTrainState(
+    start: Any = config.learned.init(theta_key) if theta is None else theta
+    state = MetaTrainState(
         iteration=jnp.zeros([], jnp.int32),
         theta=start,
         outer=(optimizer or outer_optimizer(config)).init(start),
         tasks=init_tasks(config, groups or run_groups(config, sets), start, tasks_key),
     )
+    # Weak types would be lost in a checkpoint and the resumed run would compile another program; so drop them here.
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
 
 def place_state(state: MetaTrainState, mesh: Mesh) -> MetaTrainState:
-    """The state laid out over a mesh: tasks spread, the rest on every device. All processes must give the same."""
+    """Lays a state out over a mesh: tasks spread, the rest on every device. All processes must give the same."""
     tasks = jax.device_put(state.tasks, task_sharding(mesh))
     rest = jax.device_put(state._replace(tasks=()), replicated(mesh))
     return rest._replace(tasks=tasks)
 
 
 def place_data(data: Any, mesh: Mesh) -> Any:
-    """Data on every device of a mesh. All processes must give the same."""
+    """Puts data on every device of a mesh. All processes must give the same."""
     return jax.device_put(data, replicated(mesh))
 
 
@@ -134,21 +159,21 @@ def metatrain_step(
     groups: tuple[TaskGroup, ...] | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[MetaTrainState, MetaTrainMetrics]:
-    """One outer iteration: K inner steps of every task, one step on theta.
+    """Takes one outer iteration: K inner steps of every task, one step on theta.
 
     Args:
-      config: the run.
-      state: as `init_metatrain` and this function return it; its memory is reused.
-      data: image sets, with `text_tasks` an `InnerData`, or what the problems of `groups` sample from.
-      optimizer: as in `init_metatrain`.
-      groups: as in `init_metatrain`.
-      mesh: as in `init_metatrain`. The result does not depend on it.
+        config: The recipe.
+        state: The state, from `init_metatrain` or this function; its memory is reused.
+        data: `InnerData`, or what the problems of `groups` sample from.
+        optimizer: As in `init_metatrain`.
+        groups: As in `init_metatrain`.
+        mesh: As in `init_metatrain`. The result does not depend on it, but for rounding.
 
     Returns:
-      The new state, and metrics.
+        The new state, and metrics.
 
     Raises:
-      ValueError: tasks that cannot be spread evenly over the mesh.
+        ValueError: If the tasks cannot be spread evenly over the mesh.
     """
     return _jitted_step()(config, state, data, optimizer=optimizer, groups=groups, mesh=mesh)
 
@@ -162,7 +187,7 @@ def _step(
     groups: tuple[TaskGroup, ...] | None,
     mesh: Mesh | None,
 ) -> tuple[MetaTrainState, MetaTrainMetrics]:
-    groups = run_groups(config, image_sets_of(config, data)) if groups is None else groups
+    groups = run_groups(config, data.images.starts.shape[0]) if groups is None else groups
     key = jax.random.fold_in(jax.random.key(config.seed), 1 + state.iteration)
     gradient, tasks, metrics = tasks_gradient(config, groups, state.theta, state.tasks, data, key, mesh)
     updates, outer = (optimizer or outer_optimizer(config)).update(gradient, state.outer, state.theta)

@@ -6,7 +6,12 @@ from jaxtyping import Array, Float, Int
 
 
 class Clock(NamedTuple):
-    """Where an unroll stands: steps done, and steps until it is restarted. Shared by an antithetic pair."""
+    """Where an unroll stands; an antithetic pair shares it.
+
+    Attributes:
+        step: The number of steps done.
+        length: The number of steps after which the unroll restarts.
+    """
 
     step: Int[Array, ""]
     length: Int[Array, ""]
@@ -23,7 +28,7 @@ class InnerProblem(Protocol):
 
     @property
     def loss_bound(self) -> float:
-        """Upper end of the meta-loss: larger losses, and NaN, count as this much."""
+        """The upper end of the meta-loss: larger losses, and NaN, count as this much."""
         ...
 
     def fresh(self, key: Array) -> Any:
@@ -46,10 +51,10 @@ class TaskGroup(NamedTuple):
     """Tasks of one inner problem, hence of equal shapes: they run as one vectorised program.
 
     Attributes:
-      problem: what they train.
-      tasks: a number per task, its own in all groups; its randomness depends on it, and on no other task.
-      sets: the data set of each task.
-      part: name of the part of the data that the problem samples from; None: all of it.
+        problem: What they train.
+        tasks: A number per task, its own in all groups; its randomness depends on it, and on no other task.
+        sets: The data set of each task.
+        part: The name of the part of the data that the problem samples from; None for all of it.
     """
 
     problem: Any

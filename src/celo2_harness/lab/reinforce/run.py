@@ -15,17 +15,25 @@ import optax
 from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.reinforce import ActorCriticConfig, Environments, PPOConfig
 from celo2_harness.lab.reinforce.train import PPOProgress, fit_ppo, init_ppo
-from celo2_harness.lab.suites.records import (
-    finite_or_none,
-    prepare_folder,
-    provenance,
-    read_lines,
-    write_line,
-    write_lines,
-)
+from celo2_harness.lab.training.folder import CHECKPOINTS, METRICS, holds_run, prepare_folder, read_header, read_lines
 from celo2_harness.lab.training.locks import lock_folder
 from celo2_harness.lab.training.orbax import Checkpoints, refuse_difference
-from celo2_harness.lab.training.train import CHECKPOINTS, METRICS, holds_run, saved_options
+from celo2_harness.lab.training.provenance import provenance
+from celo2_harness.weights.files import replace_file
+
+
+def finite_or_none(value):
+    return value if math.isfinite(value) else None
+
+
+def write_line(path, record):
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def write_lines(path, records):
+    replace_file(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode())
+
 
 LAST_EPISODES = 100
 """How many of the last episodes the final score of a run is the mean of."""
@@ -124,7 +132,7 @@ def reinforce(
     # As it comes back from a file: JSON has lists where Python has tuples.
     described = json.loads(json.dumps(described))
     if resume:
-        saved_options(folder)  # refuses a folder without a run
+        read_header(folder)  # refuses a folder without a run
     prepare_folder(folder)
     with lock_folder(folder):
         return _locked(

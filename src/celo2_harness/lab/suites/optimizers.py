@@ -1,16 +1,26 @@
-"""Optimizers of Optax by name, and any other by import path."""
+"""From an optimizer of a suite to an Optax transformation: presets, rows of Optax, and any other by import path."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
+from celo2_harness import harness
 from celo2_harness._types import Params
-from celo2_harness.lab.errors import InputError
+from celo2_harness.blocks import guard_updates
+from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.suites.suite import Suite, SuiteOptimizer
+from celo2_harness.lab.training.optimizers import OptimizerSpec, preset_spec
+from celo2_harness.routing import route
+from celo2_harness.schedules import SCHEDULES, scaled
 
 Schedule = Callable[[Any], Any]
 Mask = Callable[[Params], Any]
+# What a suite says elsewhere.
+_RESERVED = ("preset", "learning_rate", "total_steps", "weight_decay", "schedule", "warmup", "weights")
 
 
 class OptimizerRow(NamedTuple):
@@ -18,8 +28,8 @@ class OptimizerRow(NamedTuple):
 
     Attributes:
         description: One line.
-        make: (learning rate, a schedule; weight decay; mask of the leaves that decay; further options by name) -> the
-            optimizer.
+        make: Makes the optimizer of a learning rate, which is a schedule, a weight decay, a mask of the leaves that
+            decay, and further options by name.
     """
 
     description: str
@@ -72,18 +82,19 @@ def make_optax(
 
     Args:
         name: The row.
-        learning_rate: Step -> learning rate.
-        weight_decay: Decoupled weight decay.
-        mask: Parameters -> tree of booleans: which leaves decay.
+        learning_rate: The learning rate at a step.
+        weight_decay: The decoupled weight decay.
+        mask: Which leaves of the parameters decay, as a tree of booleans.
         options: Further arguments.
 
     Returns:
         The optimizer.
 
     Raises:
-        InputError: if there is no such row, or an option is wrong.
+        InputError: If there is no such row, or an option is wrong.
 
-    >>> tx = make_optax("sgd", lambda step: 0.1, 0.0, lambda params: True, {"nesterov": True})
+    Example:
+        >>> tx = make_optax("sgd", lambda step: 0.1, 0.0, lambda params: True, {"nesterov": True})
     """
     if name not in OPTIMIZERS:
         raise InputError(f"optax = {name!r}: expected one of {', '.join(OPTIMIZERS)}")
@@ -99,18 +110,18 @@ def make_imported(
     """Makes an optimizer by import path.
 
     Args:
-        path: `package.module:function`; the function is called as `function(learning_rate, weight_decay, total_steps,
-            **options)`.
-        learning_rate: Step -> learning rate.
-        weight_decay: Weight decay.
-        total_steps: Length of the run.
+        path: The path `package.module:function`; the function is called as `function(learning_rate, weight_decay,
+            total_steps, **options)`.
+        learning_rate: The learning rate at a step.
+        weight_decay: The weight decay.
+        total_steps: The length of the run.
         options: Further arguments.
 
     Returns:
         The optimizer.
 
     Raises:
-        InputError: if there is no such function, it refuses its arguments, or it returns something else.
+        InputError: If there is no such function, it refuses its arguments, or it returns something else.
     """
     module, _, name = path.partition(":")
     if not module or not name:
@@ -128,3 +139,54 @@ def make_imported(
     if not isinstance(tx, optax.GradientTransformation):
         raise InputError(f"make = {path!r} returned a {type(tx).__name__}: expected an optax.GradientTransformation")
     return tx
+
+
+def make_spec(
+    suite: Suite, optimizer: SuiteOptimizer, learning_rate: float, weight_decay: float, steps: int
+) -> OptimizerSpec:
+    """Makes an optimizer of a suite at one point of the search.
+
+    Args:
+        suite: The suite, for its schedule.
+        optimizer: The optimizer.
+        learning_rate: The peak learning rate.
+        weight_decay: The weight decay of hidden matrices; the same leaves decay under every optimizer that a suite can
+            name.
+        steps: The length of the run.
+
+    Returns:
+        The optimizer with its settings.
+
+    Raises:
+        InputError: If something in the suite does not fit.
+    """
+    shared = {"total_steps": steps, "weight_decay": weight_decay, "schedule": suite.schedule, "warmup": suite.warmup}
+    options = dict(optimizer.options)
+    if optimizer.preset is not None:
+        known = [name for name in inspect.signature(harness.build).parameters if name not in _RESERVED]
+        if unknown := [name for name in options if name not in known]:
+            expected = f"there is none; expected some of {', '.join(known)}"
+            raise InputError(f"{optimizer.label}: options.{unknown[0]}: {expected}")
+        spec = preset_spec(
+            optimizer.preset, learning_rate, weights=optimizer.weights, name=optimizer.label, **shared, **options
+        )
+    else:
+        with input_errors():
+            schedule: Any = scaled(learning_rate, SCHEDULES[suite.schedule](steps, suite.warmup))
+        if optimizer.optax is not None:
+            tx = make_optax(optimizer.optax, schedule, weight_decay, _is_hidden, options)
+        else:
+            tx = make_imported(optimizer.name, schedule, weight_decay, steps, options)
+        settings = {optimizer.kind: optimizer.name, "learning_rate": learning_rate, **shared}
+        settings |= {"options": options} if options else {}
+        spec = OptimizerSpec(optimizer.label, tx, schedule, settings)
+    if optimizer.guard is None:
+        return spec
+    with input_errors():
+        guarded = guard_updates(spec.tx, **optimizer.guard)
+    return spec._replace(tx=guarded, settings={**spec.settings, "guard": dict(optimizer.guard)})
+
+
+def _is_hidden(params: Params) -> Any:
+    """Which leaves decay: those that presets call hidden."""
+    return jax.tree.map(lambda found: harness.group_of(found) == "hidden", route(params))

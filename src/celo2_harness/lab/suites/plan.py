@@ -13,8 +13,8 @@ class Trial(NamedTuple):
     Attributes:
         task: The label of the task.
         optimizer: The label of the optimizer.
-        learning_rate: The peak.
-        weight_decay: Of hidden matrices.
+        learning_rate: The peak learning rate.
+        weight_decay: The weight decay of hidden matrices.
     """
 
     task: str
@@ -35,15 +35,15 @@ def grids(suite: Suite, only: str | None = None) -> list[list[Trial]]:
 
     Args:
         suite: The suite.
-        only: Leave out pairs that do not match this pattern: `TASK/OPTIMIZER` in labels, with * for anything, or any
-            part of that.
+        only: A pattern that pairs must match: `TASK/OPTIMIZER` in labels, with * for anything, or any part of that.
 
     Returns:
         The trials.
 
-    >>> from celo2_harness.lab.suites import load_suite
-    >>> [len(grid) for grid in grids(load_suite("stability"), only="adamw")]
-    [24]
+    Example:
+        >>> from celo2_harness.lab.suites import load_suite
+        >>> [len(grid) for grid in grids(load_suite("stability"), only="adamw")]
+        [24]
     """
     return [
         [Trial(task.label, o.label, rate, decay) for rate in o.learning_rates for decay in o.weight_decays]
@@ -58,15 +58,16 @@ def best_trial(grid: Sequence[Trial], seeds: Sequence[int], final: Mapping[Run, 
 
     Args:
         grid: The trials, all of one optimizer on one task.
-        seeds: Those of the selection.
-        final: Run -> final loss, infinite for one that diverged or failed.
+        seeds: The seeds of the selection.
+        final: The final loss of each run, infinite for one that diverged or failed.
 
     Returns:
         The trial, the earlier one of equals; None while runs are missing, or if none has a finite mean.
 
-    >>> one, two = Trial("t", "adamw", 0.1, 0.0), Trial("t", "adamw", 0.2, 0.0)
-    >>> best_trial([one, two], [0], {Run(one, 0): 2.0, Run(two, 0): 1.0}).learning_rate
-    0.2
+    Example:
+        >>> one, two = Trial("t", "adamw", 0.1, 0.0), Trial("t", "adamw", 0.2, 0.0)
+        >>> best_trial([one, two], [0], {Run(one, 0): 2.0, Run(two, 0): 1.0}).learning_rate
+        0.2
     """
     if any(Run(trial, seed) not in final for trial in grid for seed in seeds):
         return None
@@ -80,8 +81,8 @@ def plan(suite: Suite, final: Mapping[Run, float], only: str | None = None) -> l
 
     Args:
         suite: The suite.
-        final: Run -> final loss of the runs that are done.
-        only: See `grids`.
+        final: The final loss of the runs that are done.
+        only: A pattern; see `grids`.
 
     Returns:
         The runs. Those of the report come up once the search that they depend on is done.
@@ -98,9 +99,10 @@ def plan(suite: Suite, final: Mapping[Run, float], only: str | None = None) -> l
 def total_steps(suite: Suite, only: str | None = None) -> tuple[int, int]:
     """Returns how many runs a suite has, and how many steps they take together.
 
-    >>> from celo2_harness.lab.suites import load_suite
-    >>> total_steps(load_suite("long"))
-    (2, 40000)
+    Example:
+        >>> from celo2_harness.lab.suites import load_suite
+        >>> total_steps(load_suite("long"))
+        (2, 40000)
     """
     selection, report = suite.search.selection_seeds, suite.search.report_seeds
     extra = 0 if set(report) == set(selection) else len(report)

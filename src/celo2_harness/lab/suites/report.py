@@ -2,18 +2,32 @@
 
 import base64
 import html
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from celo2_harness.lab.errors import InputError
-from celo2_harness.lab.suites.pictures import Picture
-from celo2_harness.lab.suites.tables import Table, to_html, to_markdown
+from celo2_harness.lab.suites.plots import Picture, draw, plot_returns
+from celo2_harness.lab.suites.record import Record
+from celo2_harness.lab.suites.results import results_by_task
+from celo2_harness.lab.suites.returns import return_curves
+from celo2_harness.lab.suites.tables import (
+    Table,
+    common_table,
+    overview_table,
+    result_tables,
+    runs_table,
+    to_html,
+    to_markdown,
+)
 from celo2_harness.weights.files import replace_file
 
 PAGE = "report.html"
+OVERVIEW = "overview"
+"""The title of the section on all tasks, where there are several."""
+RETURNS = "returns"
+"""The title of the section on agents."""
 _MARKER = re.compile(r"<!-- report: (?P<title>[^\n]+?) -->\n.*?<!-- end of report -->", re.DOTALL)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
@@ -30,9 +44,9 @@ class Section(NamedTuple):
     """A part of a report.
 
     Attributes:
-        title: Its heading.
-        tables: Come first.
-        pictures: Come after them.
+        title: The title.
+        tables: The tables, which come first.
+        pictures: The pictures, which come after them.
     """
 
     title: str
@@ -40,16 +54,35 @@ class Section(NamedTuple):
     pictures: list[Picture]
 
 
-SectionMaker = Callable[[Sequence[Mapping[str, Any]], Path | None], list[Section]]
+def report_sections(records: Sequence[Record], folder: Path | None = None) -> list[Section]:
+    """Makes the sections of a report: all tasks together, every task, and agents.
+
+    Args:
+        records: The records.
+        folder: Where pictures go; None for none.
+
+    Returns:
+        The sections.
+    """
+    tasks = results_by_task([record for record in records if not record.is_agent])
+    sections = [Section(OVERVIEW, [overview_table(tasks)], [])] if len(tasks) > 1 else []
+    sections += [Section(task.title, result_tables(task), draw(task, folder) if folder else []) for task in tasks]
+    if agents := [record for record in records if record.is_agent]:
+        curves, pictures = return_curves(agents), []
+        if folder is not None:
+            pictures = [Picture("returns over agent steps", folder / f"{RETURNS}.png")]
+            plot_returns(curves, pictures[0].path)
+        sections.append(Section(RETURNS, [common_table(curves), runs_table(curves)], pictures))
+    return sections
 
 
 def write_page(path: Path, sections: Sequence[Section], provenance: Sequence[str]) -> None:
     """Writes a report as one HTML page that needs no other file.
 
     Args:
-        path: Where it goes.
-        sections: Its parts.
-        provenance: What the runs were made with, a line each.
+        path: The HTML file.
+        sections: The sections.
+        provenance: What the runs were made with, in lines.
     """
     parts = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><title>celo2 report</title>']
     parts += [f"<style>{_STYLE}</style></head><body>", "<h1>celo2 report</h1>"]
@@ -64,17 +97,12 @@ def write_page(path: Path, sections: Sequence[Section], provenance: Sequence[str
     replace_file(path, "\n".join([*parts, "</body></html>", ""]).encode())
 
 
-def provenance_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns what runs were made with, each different combination once, with the number of runs.
-
-    >>> provenance_lines([{"device": "cpu", "commit": "abc", "versions": {"jax": "0.10"}}] * 2)
-    ['2 runs: cpu; jax 0.10; commit abc']
-    """
+def provenance_lines(records: Sequence[Record]) -> list[str]:
+    """Returns what runs were made with, each different combination once, with the number of runs."""
     counts: dict[str, int] = {}
     for record in records:
-        versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
-        device, commit = record.get("device", "unknown device"), f"commit {record.get('commit')}"
-        line = "; ".join(part for part in (device, versions, commit) if part)
+        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        line = "; ".join(filter(None, [record.device, versions, f"commit {record.commit}"]))
         counts[line] = counts.get(line, 0) + 1
     return [f"{number} run{'s' * (number > 1)}: {line}" for line, number in counts.items()]
 
@@ -87,14 +115,14 @@ def update_markdown(path: Path, sections: Sequence[Section]) -> list[str]:
     reports.
 
     Args:
-        path: The page.
-        sections: What there is.
+        path: The Markdown page.
+        sections: The sections.
 
     Returns:
         The titles that were left.
 
     Raises:
-        InputError: if the page cannot be read, has no markers, or none of a section that there is.
+        InputError: If the page cannot be read, has no markers, or none of a section that there is.
     """
     try:
         page = path.read_text(encoding="utf-8")
@@ -123,40 +151,3 @@ def update_markdown(path: Path, sections: Sequence[Section]) -> list[str]:
         raise InputError(f"markdown: {path} wants {wanted}; there is {', '.join(map(repr, by_title))}")
     replace_file(path, page.encode())
     return left
-
-
-# What tables and pictures need, and what says where the numbers come from.
-_KEPT = (
-    "kind", "task", "suite", "selection_seeds", "report_seeds", "equal_trials", "baseline", "rival", "name",
-    "learning_rate", "seed", "unit", "parameter_bytes", "state_bytes", "status", "error", "validation_loss",
-    "validation", "parameter_rms", "training", "training_peak", "guarded_steps", "step_milliseconds", "seconds",
-    "reached", "episode_steps", "returns", "settings", "versions", "device", "commit",
-)  # fmt: skip
-
-
-def write_small(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes records to one file that is fit to be kept under version control.
-
-    Losses have six decimals, weights go by the name of their file, and nothing else tells of the machine's folders.
-
-    Args:
-        path: Where the JSON Lines go.
-        records: From `read_results`.
-    """
-    lines = [json.dumps(_small({name: r[name] for name in _KEPT if name in r}), allow_nan=False) for r in records]
-    replace_file(path, ("\n".join(lines) + "\n").encode())
-
-
-def _small(value: Any, name: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {key: _small(item, key) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_small(item, name) for item in value]
-    if isinstance(value, float) and name in ("validation_loss", "validation", "training", "training_peak"):
-        return round(value, 6)
-    if isinstance(value, float) and name == "parameter_rms":
-        return round(value, 7)
-    if isinstance(value, str) and name == "weights" and "/" in value and "://" not in value:
-        file = Path(value)
-        return f"{file.parent.name}/{file.name}" if file.stem == "weights" else file.name
-    return value

@@ -7,28 +7,31 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness.lab.errors import InputError
-from celo2_harness.lab.suites.claims import Claims
-from celo2_harness.lab.suites.plan import Run, Trial, grids, plan, total_steps
-from celo2_harness.lab.suites.records import append_record, prepare_folder, provenance, read_lines, write_errors
-from celo2_harness.lab.suites.rows import final_loss
-from celo2_harness.lab.suites.single import Contender, run_once, run_settings, settings_key
+from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.suites.optimizers import make_spec
+from celo2_harness.lab.suites.plan import Run, grids, plan, total_steps
+from celo2_harness.lab.suites.record import RECORDS, Record, append_record, read_file
 from celo2_harness.lab.suites.suite import Suite, SuiteOptimizer, SuiteTask
-from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.loop import Progress, train_step
+from celo2_harness.lab.tasks import Task, make_task
+from celo2_harness.lab.training.folder import Progress, holds_run, open_run, prepare_folder, write_errors
+from celo2_harness.lab.training.locks import Claims
+from celo2_harness.lab.training.loop import train_step
+from celo2_harness.lab.training.optimizers import OptimizerSpec
+from celo2_harness.lab.training.provenance import provenance
+from celo2_harness.lab.training.settings import settings_key
+from celo2_harness.lab.training.train import TrainConfig, follow_training, run_settings
 
-RUNS = "runs.jsonl"
 _WAIT_SECONDS = 0.5
 
 
-class State(NamedTuple):
+class SuiteState(NamedTuple):
     """How far a suite is.
 
     Attributes:
-        runs: How many runs are done.
-        total: How many there are.
-        steps: How many steps those that are done took.
-        total_steps: How many there are.
+        runs: The number of runs that are done.
+        total: The number of runs that there are.
+        steps: The number of steps that those that are done took.
+        total_steps: The number of steps that there are.
     """
 
     runs: int
@@ -37,20 +40,39 @@ class State(NamedTuple):
     total_steps: int
 
 
+class _Work(NamedTuple):
+    """A run with everything that it needs."""
+
+    task: Task
+    spec: OptimizerSpec
+    config: TrainConfig
+    settings: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return settings_key(self.settings)
+
+
+def task_of(task: SuiteTask) -> Task:
+    """Makes a task of a suite."""
+    with input_errors():
+        return make_task(task.name, task.size, task.data, task.batch)
+
+
 def run_suite(
     suite: Suite,
     folder: Path,
     *,
-    make_task: Callable[[SuiteTask], Task],
-    make_contender: Callable[[SuiteOptimizer, float, float, int], Contender],
+    make_task: Callable[[SuiteTask], Task] = task_of,
+    make_spec: Callable[[Suite, SuiteOptimizer, float, float, int], OptimizerSpec] = make_spec,
     only: str | None = None,
     retry_failed: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
-    on_state: Callable[[State], None] = lambda state: None,
+    on_state: Callable[[SuiteState], None] = lambda state: None,
     on_start: Callable[[Run], None] = lambda run: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
-    on_end: Callable[[Run, Mapping[str, Any]], None] = lambda run, record: None,
-) -> bool:
+    on_end: Callable[[Run, Record], None] = lambda run, record: None,
+) -> list[Record] | None:
     """Does the runs of a suite that are not in the folder yet, and writes one line per run to `runs.jsonl`.
 
     Any number of processes may work in one folder: each claims a run before it starts it, and waits at the end for the
@@ -58,12 +80,12 @@ def run_suite(
     that diverges, or that stops with an error, is recorded as such, and the others go on.
 
     Args:
-        suite: What to run.
-        folder: Made where missing.
+        suite: The suite.
+        folder: The folder. It is made if missing.
         make_task: Makes a task of the suite.
-        make_contender: (optimizer, learning rate, weight decay, steps) -> the optimizer.
-        only: Leave the rest out; see `grids`.
-        retry_failed: Do runs again that are in the folder and failed.
+        make_spec: Makes an optimizer of the suite at a learning rate and a weight decay, for a number of steps.
+        only: What to run; the rest is left out. See `grids`.
+        retry_failed: Whether to do runs again that are in the folder and failed.
         should_stop: Asked after every step; once it says yes, the current run is saved, if it can be, and given up.
         on_state: Called before every run, and while waiting for other processes.
         on_start: Called before each run.
@@ -71,156 +93,135 @@ def run_suite(
         on_end: Called with the record of each run that was done here.
 
     Returns:
-        True if all runs are done, False if it was stopped.
+        The records of all runs, or None if it was stopped.
 
     Raises:
-        InputError: if the pattern leaves nothing, the folder cannot be written, or a file in it is damaged. What was
+        InputError: If the pattern leaves nothing, the folder cannot be written, or a file in it is damaged. What was
             recorded before is safe.
     """
-    steps_of = {task.label: task.steps for task in suite.tasks}
-    tasks, contenders, settings = _make_everything(suite, only, make_task, make_contender)
-    keys = {run: settings_key(of_run) for run, of_run in settings.items()}
+    everything = _prepare(suite, only, make_task, make_spec)
     prepare_folder(folder)
-    path = folder / RUNS
+    path = folder / RECORDS
     retried: set[str] = set()
     if retry_failed:
-        retried = {key for key, record in _latest(path).items() if record["status"] == "failed"}
+        retried = {key for key, record in _latest(path).items() if record.status == "failed"}
     total, steps = total_steps(suite, only)
-    safe = lambda: f"the runs in {RUNS} are safe: make room, and the same command goes on"
+    safe = lambda: f"the runs in {RECORDS} are safe: make room, and the same command goes on"
     with write_errors(folder, safe):
         claims, before = Claims(folder / "claims"), None
         try:
             while True:
                 done = {key: record for key, record in _latest(path).items() if key not in retried}
-                final = {run: final_loss(done[key]) for run, key in keys.items() if key in done}
-                runs = plan(suite, final, only)
-                left = [run for run in runs if run not in final]
-                finished = [run for run in runs if run in final]
-                on_state(State(len(finished), total, sum(steps_of[r.trial.task] for r in finished), steps))
+                records = {run: done[work.key] for run, work in everything.items() if work.key in done}
+                runs = plan(suite, {run: record.final_loss for run, record in records.items()}, only)
+                left = [run for run in runs if run not in records]
+                finished = [run for run in runs if run in records]
+                taken = sum(everything[run].config.steps for run in finished)
+                on_state(SuiteState(len(finished), total, taken, steps))
                 if not left:
-                    for run in finished:  # what a kill has left between the record and the removal
-                        _clear(_place(folder, keys[run]), done[keys[run]])
-                    return True
+                    for run in finished:  # What a kill has left between the record and the removal.
+                        _clear(_place(folder, everything[run]), records[run])
+                    return [records[run] for run in finished]
                 if should_stop():
-                    return False
-                run = next((run for run in left if claims.take(keys[run])), None)
+                    return None
+                run = next((run for run in left if claims.take(everything[run].key)), None)
                 if run is None:
                     time.sleep(_WAIT_SECONDS)
                     continue
+                work = everything[run]
                 try:
                     # Another process may have finished it after the file was read.
-                    there = _latest(path).get(keys[run])
-                    if there is not None and keys[run] not in retried:
+                    if work.key in _latest(path) and work.key not in retried:
                         continue
                     # Compiled programs are kept as long as their optimizers: without this, one for every trial.
                     if before not in (None, run.trial):
                         train_step.clear_cache()  # type: ignore[attr-defined]
                     before = run.trial
                     on_start(run)
-                    place = _place(folder, keys[run])
-                    task, contender = tasks[run.trial.task], contenders[run.trial]
-                    record = _record(suite, run, task, contender, settings[run], place, should_stop, on_progress)
+                    record = _record(suite, run, work, _place(folder, work), should_stop, on_progress)
                     if record is None:
-                        return False
+                        return None
                     append_record(path, record)
-                    _clear(place, record)
-                    retried.discard(keys[run])
+                    _clear(_place(folder, work), record)
+                    retried.discard(work.key)
                     on_end(run, record)
                 finally:
-                    claims.release(keys[run])
+                    claims.release(work.key)
         finally:
             claims.close()
 
 
-def _make_everything(
+def _prepare(
     suite: Suite,
     only: str | None,
     make_task: Callable[[SuiteTask], Task],
-    make_contender: Callable[[SuiteOptimizer, float, float, int], Contender],
-) -> tuple[dict[str, Task], dict[Trial, Contender], dict[Run, dict[str, Any]]]:
-    """Tasks by label, optimizers by trial and settings by run, before anything runs: what is wrong with the last
-    optimizer should show at once."""
-    specified = {task.label: task for task in suite.tasks}
-    optimizers = {optimizer.label: optimizer for optimizer in suite.optimizers}
+    make_spec: Callable[[Suite, SuiteOptimizer, float, float, int], OptimizerSpec],
+) -> dict[Run, _Work]:
+    """Tasks and optimizers of all runs, before anything runs: what is wrong with the last one should show at once."""
     needed = grids(suite, only)
     if not needed:
         pairs = ", ".join(f"{grid[0].task}/{grid[0].optimizer}" for grid in grids(suite))
         raise InputError(f"only = {only!r}: expected a part of {pairs}; * stands for anything")
+    specified = {task.label: task for task in suite.tasks}
+    optimizers = {optimizer.label: optimizer for optimizer in suite.optimizers}
     tasks = {label: make_task(specified[label]) for label in dict.fromkeys(grid[0].task for grid in needed)}
-    described = {label: task.describe() for label, task in tasks.items()}
-    contenders, settings = {}, {}
-    for grid in needed:
-        for trial in grid:
-            task, optimizer = specified[trial.task], optimizers[trial.optimizer]
-            contenders[trial] = make_contender(optimizer, trial.learning_rate, trial.weight_decay, task.steps)
-            for seed in {*suite.search.selection_seeds, *suite.search.report_seeds}:
-                settings[Run(trial, seed)] = run_settings(
-                    described[trial.task], contenders[trial], steps=task.steps, seed=seed, eval_every=task.eval_every
-                )
-    return tasks, contenders, settings
+    everything = {}
+    for trial in (trial for grid in needed for trial in grid):
+        task, wanted = tasks[trial.task], specified[trial.task]
+        optimizer = optimizers[trial.optimizer]
+        spec = make_spec(suite, optimizer, trial.learning_rate, trial.weight_decay, wanted.steps)
+        for seed in dict.fromkeys((*suite.search.selection_seeds, *suite.search.report_seeds)):
+            config = TrainConfig(wanted.steps, seed, wanted.eval_every, wanted.eval_every, suite.checkpoint_every)
+            everything[Run(trial, seed)] = _Work(task, spec, config, run_settings(task, spec, config))
+    return everything
 
 
-def _place(folder: Path, key: str) -> Path:
-    """Where the checkpoints of a run are."""
-    return folder / "unfinished" / hashlib.sha256(key.encode()).hexdigest()[:16]
+def _place(folder: Path, work: _Work) -> Path:
+    """The folder of a run while it goes."""
+    return folder / "unfinished" / hashlib.sha256(work.key.encode()).hexdigest()[:16]
 
 
-def _clear(place: Path, record: Mapping[str, Any]) -> None:
-    """Removes the checkpoints of a run once its record is safe; a failed run may be gone on with."""
-    if record["status"] != "failed":
+def _clear(place: Path, record: Record) -> None:
+    """Removes the folder of a run once its record is safe, unless it failed and may be continued."""
+    if record.status != "failed":
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _latest(path: Path) -> dict[str, dict[str, Any]]:
+def _latest(path: Path) -> dict[str, Record]:
     """The records of a file by their settings; a later one replaces an earlier one."""
-    return {settings_key(record["settings"]): record for record in read_lines(path) if "settings" in record}
+    return {settings_key(record.settings): record for record in read_file(path)}
 
 
 def _record(
     suite: Suite,
     run: Run,
-    task: Task,
-    contender: Contender,
-    settings: Mapping[str, Any],
+    work: _Work,
     place: Path,
     should_stop: Callable[[], bool],
     on_progress: Callable[[Progress], None],
-) -> dict[str, Any] | None:
+) -> Record | None:
+    """Trains, and returns what is kept of it; None if it was stopped."""
     started = time.perf_counter()
-    try:
-        record = run_once(
-            task,
-            contender,
-            settings,
-            folder=place,
-            checkpoint_every=suite.checkpoint_every,
-            should_stop=should_stop,
-            on_progress=on_progress,
-        )
-    except (OSError, InputError):  # of checkpoints that cannot be written or read: no fault of the optimizer
-        raise
-    except Exception as error:  # whatever an optimizer raises: the other runs are worth having
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        record = {
-            "name": contender.name,
-            "learning_rate": contender.learning_rate,
-            "seed": run.seed,
-            "unit": task.unit,
-            "status": "failed",
-            "error": f"{type(error).__name__}: {reason[:300]}",
-            "validation": [],
-            "validation_loss": None,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-    if record is None:
-        return None
-    header = {
+    facts: dict[str, Any] = {
         "task": run.trial.task,
-        "suite": suite.name,
-        "selection_seeds": list(suite.search.selection_seeds),
-        "report_seeds": list(suite.search.report_seeds),
-        "equal_trials": suite.search.equal_trials,
+        "unit": work.task.unit,
+        "selection_seeds": suite.search.selection_seeds,
+        "report_seeds": suite.search.report_seeds,
         "baseline": suite.baseline,
-        "rival": suite.rival,
+        "reference": suite.reference,
     }
-    return {**header, **record, "settings": dict(settings), **provenance()}
+    try:
+        with open_run(place, work.settings, resume=holds_run(place)) as opened:
+            status = opened.status or follow_training(
+                opened, work.task, work.spec, work.config, should_stop=should_stop, on_progress=on_progress
+            )
+            if status == "interrupted":
+                return None
+            return Record.from_run(work.spec.name, opened.header, opened.lines, **facts)
+    except (OSError, InputError):  # Of a folder that cannot be written or read: no fault of the optimizer.
+        raise
+    except Exception as error:  # Whatever an optimizer raises: the other runs are worth having.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        facts |= {"status": "failed", "error": f"{type(error).__name__}: {reason[:300]}"}
+        facts |= {"seconds": round(time.perf_counter() - started, 3), **provenance()}
+        return Record(name=work.spec.name, settings=work.settings, **facts)

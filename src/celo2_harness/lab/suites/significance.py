@@ -41,8 +41,9 @@ def paired_difference(finals: Mapping[int, float], others: Mapping[int, float]) 
     Returns:
         The difference, or None if no seed is in both.
 
-    >>> paired_difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})
-    Difference(seeds=2, mean=-0.5, standard_error=0.0, half_width=0.0, verdict='lower')
+    Example:
+        >>> paired_difference({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})
+        Difference(seeds=2, mean=-0.5, standard_error=0.0, half_width=0.0, verdict='lower')
     """
     from scipy.special import stdtrit  # comes with JAX
 

@@ -35,8 +35,9 @@ def peaks(training: Sequence[Sequence[Any]], training_peak: Sequence[Sequence[An
     Returns:
         One entry for each interval but the first.
 
-    >>> peaks([[10, 2.0], [20, 2.0], [30, 1.0]], [[10, 5.0], [20, 3.0], [30, 3.5]])
-    [Peak(step=20, ratio=1.5), Peak(step=30, ratio=1.75)]
+    Example:
+        >>> peaks([[10, 2.0], [20, 2.0], [30, 1.0]], [[10, 5.0], [20, 3.0], [30, 3.5]])
+        [Peak(step=20, ratio=1.5), Peak(step=30, ratio=1.75)]
     """
     found, level = [], None
     for (step, mean), (_, peak) in zip(training, training_peak, strict=True):
@@ -51,7 +52,8 @@ def peaks(training: Sequence[Sequence[Any]], training_peak: Sequence[Sequence[An
 def spikes(training: Sequence[Sequence[Any]], training_peak: Sequence[Sequence[Any]]) -> list[Peak]:
     """Returns the peaks that are above `SPIKE_FACTOR` times the running level; see `peaks`.
 
-    >>> spikes([[10, 2.0], [20, 2.0], [30, 1.0]], [[10, 5.0], [20, 3.0], [30, 3.5]])
-    [Peak(step=30, ratio=1.75)]
+    Example:
+        >>> spikes([[10, 2.0], [20, 2.0], [30, 1.0]], [[10, 5.0], [20, 3.0], [30, 3.5]])
+        [Peak(step=30, ratio=1.75)]
     """
     return [peak for peak in peaks(training, training_peak) if peak.ratio > SPIKE_FACTOR]

@@ -1,19 +1,19 @@
 """Suites: what an evaluation runs, read from TOML files."""
 
-import sys
+import dataclasses
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.tasks import TASKS, find_task
+from celo2_harness.lab.training.reading import read
 
 KINDS = ("preset", "optax", "make")
 """How a suite names an optimizer: a preset, a row of `OPTIMIZERS`, or an import path."""
-_LARGEST = sys.float_info.max
 _FOLDER = resources.files("celo2_harness.lab.suites") / "files"
 
 
@@ -22,22 +22,33 @@ class SuiteTask:
     """A task of a suite.
 
     Attributes:
-        label: What tables call it.
-        name: Out of `TASKS`, or of an installed package.
-        size: Of that kind of task.
-        steps: Training steps.
-        eval_every: Steps between evaluations.
-        batch: Examples per step; None for the kind's.
-        data: A file or folder; None for data that need no file.
+        name: The kind of task, one of `TASKS` or of an installed package.
+        steps: The number of training steps.
+        size: The size of that kind; by default its first.
+        label: What tables call the task; by default name and size.
+        eval_every: The number of steps between evaluations; by default a twentieth of the run.
+        batch: The number of examples per step; by default that of the kind.
+        data: A file or folder, relative to the suite; None for data that need no file.
     """
 
-    label: str
     name: str
-    size: str
     steps: int
-    eval_every: int
+    size: str = ""
+    label: str = ""
+    eval_every: int = 0
     batch: int | None = None
     data: Path | None = None
+
+    def __post_init__(self):
+        kind = find_task(self.name)
+        if kind is None:
+            raise InputError(f"name = {self.name!r}: expected one of {', '.join(TASKS)}")
+        _fill(self, "size", next(iter(kind.sizes)))
+        if self.size not in kind.sizes:
+            raise InputError(f"size = {self.size!r}: {self.name} comes as {', '.join(kind.sizes)}")
+        _fill(self, "label", f"{self.name} {self.size}")
+        _fill(self, "eval_every", max(1, self.steps // 20))
+        _check_at_least(1, steps=self.steps, eval_every=self.eval_every)
 
 
 @dataclass(frozen=True)
@@ -45,44 +56,79 @@ class Search:
     """The search that every optimizer gets.
 
     Attributes:
-        learning_rates: Peak learning rates.
-        weight_decays: Each is tried with each learning rate.
-        selection_seeds: Every trial runs with these, and the best mean final loss wins.
-        report_seeds: The winner runs with these, and tables show them. Either the same as those of the selection, or
-            none of them.
-        equal_trials: Refuse a suite in which optimizers have different numbers of trials.
+        learning_rates: The peak learning rates.
+        weight_decays: The weight decays, each of which is tried with each learning rate.
+        selection_seeds: The seeds that every trial runs with; the best mean final loss wins.
+        report_seeds: The seeds that the winner runs with and that tables show. They are those of the selection, which
+            is the default, or none of them.
+        equal_trials: Whether to refuse a suite in which optimizers have different numbers of trials.
     """
 
     learning_rates: tuple[float, ...]
-    weight_decays: tuple[float, ...]
-    selection_seeds: tuple[int, ...]
-    report_seeds: tuple[int, ...]
+    weight_decays: tuple[float, ...] = (0.1,)
+    selection_seeds: tuple[int, ...] = (0, 1, 2)
+    report_seeds: tuple[int, ...] = ()
     equal_trials: bool = True
+
+    def __post_init__(self):
+        _fill(self, "report_seeds", self.selection_seeds)
+        _check_trials(self.learning_rates, self.weight_decays)
+        for name in ("selection_seeds", "report_seeds"):
+            seeds = getattr(self, name)
+            if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+                raise InputError(f"{name} = {list(seeds)}: expected one or more different whole numbers below 2^32")
+        selection, report = set(self.selection_seeds), set(self.report_seeds)
+        if selection != report and selection & report:
+            raise InputError(
+                f"report_seeds = {list(self.report_seeds)}: expected those of the selection, "
+                f"{list(self.selection_seeds)}, or none of them"
+            )
 
 
 @dataclass(frozen=True)
 class SuiteOptimizer:
-    """An optimizer of a suite.
+    """An optimizer of a suite, named in exactly one of three ways.
 
     Attributes:
-        label: What tables call it.
-        kind: Out of `KINDS`.
-        name: The preset, the row, or the import path `module:function`.
-        learning_rates: Its own ones, or those of the search.
-        weight_decays: Its own ones, or those of the search.
-        weights: Of a preset's learned rule: a name, a file, or hf://owner/repo.
-        options: Further arguments of whatever makes it.
+        preset: The name of a preset.
+        optax: A row of `OPTIMIZERS`.
+        make: An import path `module:function`.
+        label: What tables call it; by default its name.
+        learning_rates: Its own peak learning rates; by default those of the search.
+        weight_decays: Its own weight decays; by default those of the search.
+        weights: The weights of a preset's learned rule: a name, a file relative to the suite, or hf://owner/repo.
+        options: Further arguments of what makes it.
         guard: Arguments of `guard_updates`, to wrap it; None for no guard.
     """
 
-    label: str
-    kind: str
-    name: str
-    learning_rates: tuple[float, ...]
-    weight_decays: tuple[float, ...]
+    preset: str | None = None
+    optax: str | None = None
+    make: str | None = None
+    label: str = ""
+    learning_rates: tuple[float, ...] = ()
+    weight_decays: tuple[float, ...] = ()
     weights: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     guard: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise InputError(f"got {' and '.join(kinds) or 'none'} of {', '.join(KINDS)}; expected exactly one")
+        if self.weights is not None and self.preset is None:
+            raise InputError(f"weights = {self.weights!r}: only a preset has weights")
+        _fill(self, "label", self.name)
+        _check_trials(self.learning_rates or (1.0,), self.weight_decays or (0.0,))
+
+    @property
+    def kind(self) -> str:
+        """Which of `KINDS` it is."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def name(self) -> str:
+        """The preset, the row, or the import path."""
+        return getattr(self, self.kind)
 
 
 @dataclass(frozen=True)
@@ -90,35 +136,64 @@ class Suite:
     """What an evaluation runs.
 
     Attributes:
-        name: Of the suite.
-        description: One line.
+        name: The name of the suite.
         tasks: What is trained.
-        search: What every optimizer gets.
+        search: The search that every optimizer gets.
         optimizers: What is compared.
-        baseline: The optimizer that others are timed to.
-        rival: The optimizer that differences are taken to.
-        schedule: Course of the learning rate.
-        warmup: Part of the run in which the learning rate rises.
-        checkpoint_every: Steps between checkpoints of a run; 0 for none.
+        description: One line.
+        baseline: The optimizer that others are timed to; by default the one called adamw.
+        reference: The optimizer that differences are taken to; by default the one called muon.
+        schedule: The name of the schedule of the learning rate.
+        warmup: The warm-up of the schedule.
+        checkpoint_every: The number of steps between checkpoints of a run; 0 for none.
     """
 
     name: str
-    description: str
     tasks: tuple[SuiteTask, ...]
     search: Search
     optimizers: tuple[SuiteOptimizer, ...]
-    baseline: str = "adamw"
-    rival: str = "muon"
+    description: str = ""
+    baseline: str = ""
+    reference: str = ""
     schedule: str = "warmup_cosine"
     warmup: float = 0.05
     checkpoint_every: int = 0
+
+    def __post_init__(self):
+        lists = ("learning_rates", "weight_decays")
+        optimizers = tuple(
+            dataclasses.replace(o, **{name: getattr(o, name) or getattr(self.search, name) for name in lists})
+            for o in self.optimizers
+        )
+        object.__setattr__(self, "optimizers", optimizers)
+        _check_at_least(0, warmup=self.warmup, checkpoint_every=self.checkpoint_every)
+        for name in ("tasks", "optimizers"):
+            labels = [thing.label for thing in getattr(self, name)]
+            if not labels:
+                raise InputError(f"{name} = []: expected one or more tables")
+            for label in labels:
+                if labels.count(label) > 1:
+                    raise InputError(f"{name}: two of them are called {label!r}; give each a label of its own")
+        for name, default in (("baseline", "adamw"), ("reference", "muon")):
+            labels = [optimizer.label for optimizer in optimizers]
+            if getattr(self, name) not in ("", default, *labels):
+                raise InputError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(labels)}")
+            _fill(self, name, default)
+        trials = {o.label: len(o.learning_rates) * len(o.weight_decays) for o in optimizers}
+        if self.search.equal_trials and len(set(trials.values())) > 1:
+            found = ", ".join(f"{label} {number}" for label, number in trials.items())
+            raise InputError(
+                f"optimizers have different numbers of trials ({found}): expected the same for all; "
+                "search.equal_trials = false allows it, and reports say so"
+            )
 
 
 def suites() -> dict[str, str]:
     """Returns the names of the built-in suites with their descriptions.
 
-    >>> "smoke" in suites()
-    True
+    Example:
+        >>> "smoke" in suites()
+        True
     """
     files = {file.name: file for file in _FOLDER.iterdir() if file.name.endswith(".toml")}
     return {
@@ -137,10 +212,11 @@ def load_suite(source: str | Path) -> Suite:
         The suite.
 
     Raises:
-        InputError: if there is none, or something in it is not as it must be; the message names the key.
+        InputError: If there is none, or something in it is not as it must be; the message names the key.
 
-    >>> load_suite("nano").search.learning_rates
-    (0.0003, 0.001, 0.003, 0.01)
+    Example:
+        >>> load_suite("nano").search.learning_rates
+        (0.0003, 0.001, 0.003, 0.01)
     """
     path = Path(source)
     if str(source) in suites():
@@ -156,236 +232,37 @@ def load_suite(source: str | Path) -> Suite:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # of tomllib, of int, or tables without end
         raise InputError(f"suite {source} is no TOML: {error}") from None
-    try:
-        return read_suite(content, folder)
-    except InputError as error:
-        raise InputError(f"suite {source}: {error}") from None
+    return _beside(read(Suite, content, f"suite {source}"), folder)
 
 
-class _Key(NamedTuple):
-    """A key of a table: what it holds, in words and as a test, and what stands for a missing one."""
+def _beside(suite: Suite, folder: Path) -> Suite:
+    """The suite with its files found: their paths are relative to its folder."""
 
-    expected: str
-    fits: Callable[[Any], bool]
-    default: Any = ...  # must be given
+    def weights(name: str | None) -> str | None:
+        # Names of bundled weights have no such file beside the suite.
+        return str(folder / name) if name is not None and (folder / name).is_file() else name
 
-
-def _is_number(value: Any) -> bool:
-    # The bound keeps whole numbers out that no float can hold.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+    tasks = (dataclasses.replace(task, data=None if task.data is None else folder / task.data) for task in suite.tasks)
+    optimizers = (dataclasses.replace(o, weights=weights(o.weights)) for o in suite.optimizers)
+    return dataclasses.replace(suite, tasks=tuple(tasks), optimizers=tuple(optimizers))
 
 
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(fits, value)) and len(set(value)) == len(value)
+def _fill(record: Any, name: str, default: Any) -> None:
+    """Gives a field that was left empty its default, which depends on other fields."""
+    if not getattr(record, name):
+        object.__setattr__(record, name, default)
 
 
-def _text(default: Any = ...) -> _Key:
-    return _Key("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()), default)
+def _check_at_least(least: int, **values: float | int) -> None:
+    for name, value in values.items():
+        if not least <= value < 2**31:
+            raise InputError(f"{name} = {value}: expected at least {least}")
 
 
-def _rates(default: Any = ...) -> _Key:
-    expected = "a list of one or more different numbers above 0"
-    return _Key(expected, lambda value: _is_list(value, lambda x: _is_number(x) and x > 0), default)
-
-
-def _decays(default: Any = ...) -> _Key:
-    expected = "a list of one or more different numbers from 0 on"
-    return _Key(expected, lambda value: _is_list(value, lambda x: _is_number(x) and x >= 0), default)
-
-
-def _seeds(default: Any = ...) -> _Key:
-    def is_seed(x: Any) -> bool:
-        return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 2**32
-
-    return _Key("a list of one or more different whole numbers from 0 on", lambda v: _is_list(v, is_seed), default)
-
-
-def _tables(default: Any = ...) -> _Key:
-    def fits(value: Any) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
-
-    return _Key("one or more tables", fits, default)
-
-
-def _table(default: Any = ...) -> _Key:
-    return _Key("a table", lambda value: isinstance(value, dict), default)
-
-
-def _count(default: Any = ...) -> _Key:
-    return _Key("a whole number from 1 on, below 2^31", _is_count, default)
-
-
-_SUITE = {
-    "name": _text(),
-    "description": _text(""),
-    "tasks": _tables(),
-    "search": _table(),
-    "optimizers": _tables(),
-    "baseline": _text(None),
-    "rival": _text(None),
-    "schedule": _text("warmup_cosine"),
-    "warmup": _Key("a number from 0 on", lambda value: _is_number(value) and value >= 0, 0.05),
-    "checkpoint_every": _Key("a whole number from 0 on", lambda value: _is_count(value) or value == 0, 0),
-}
-_TASK = {
-    "label": _text(None),
-    "name": _Key(f"one of {', '.join(TASKS)}", lambda value: isinstance(value, str) and find_task(value) is not None),
-    "size": _text(None),
-    "steps": _count(),
-    "eval_every": _count(None),
-    "batch": _count(None),
-    "data": _text(None),
-}
-_SEARCH = {
-    "learning_rates": _rates(),
-    "weight_decays": _decays([0.1]),
-    "selection_seeds": _seeds([0, 1, 2]),
-    "report_seeds": _seeds(None),
-    "equal_trials": _Key("true or false", lambda value: isinstance(value, bool), True),
-}
-_OPTIMIZER = {
-    "label": _text(None),
-    **{kind: _text(None) for kind in KINDS},
-    "weights": _text(None),
-    "options": _table({}),
-    "guard": _table(None),
-    "learning_rates": _rates(None),
-    "weight_decays": _decays(None),
-}
-
-
-def read_suite(content: Mapping[str, Any], folder: Path = Path()) -> Suite:
-    """Makes a suite of what a TOML file holds.
-
-    Args:
-        content: As `tomllib` returns it.
-        folder: What paths of data and weights in it are relative to.
-
-    Returns:
-        The suite.
-
-    Raises:
-        InputError: if something in it is not as it must be; the message names the key.
-    """
-    top = _read(content, _SUITE, "")
-    tasks = tuple(
-        _read_task(_read(task, _TASK, f"tasks[{i}]."), f"tasks[{i}]", folder) for i, task in enumerate(top["tasks"])
-    )
-    lists = _read(top["search"], _SEARCH, "search.")
-    lists["report_seeds"] = lists["report_seeds"] or lists["selection_seeds"]
-    search = Search(
-        learning_rates=tuple(map(float, lists["learning_rates"])),
-        weight_decays=tuple(map(float, lists["weight_decays"])),
-        selection_seeds=tuple(lists["selection_seeds"]),
-        report_seeds=tuple(lists["report_seeds"]),
-        equal_trials=lists["equal_trials"],
-    )
-    selection, report = set(search.selection_seeds), set(search.report_seeds)
-    if selection != report and selection & report:
-        raise InputError(
-            f"search.report_seeds = {lists['report_seeds']}: expected those of the selection, "
-            f"{lists['selection_seeds']}, or none of them"
-        )
-    optimizers = tuple(
-        read_optimizer(optimizer, search, folder, f"optimizers[{i}]") for i, optimizer in enumerate(top["optimizers"])
-    )
-    for name, things in (("tasks", tasks), ("optimizers", optimizers)):
-        labels = [thing.label for thing in things]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise InputError(f"{name}: two of them are called {label!r}; give each a label of its own")
-    for name in ("baseline", "rival"):
-        labels = [optimizer.label for optimizer in optimizers]
-        if top[name] is not None and top[name] not in labels:
-            raise InputError(f"{name} = {top[name]!r}: expected one of {', '.join(labels)}")
-    suite = Suite(
-        **{name: top[name] for name in ("name", "description", "schedule", "checkpoint_every")},
-        warmup=float(top["warmup"]),
-        tasks=tasks,
-        search=search,
-        optimizers=optimizers,
-        baseline=top["baseline"] or "adamw",
-        rival=top["rival"] or "muon",
-    )
-    check_trials(suite)
-    return suite
-
-
-def check_trials(suite: Suite) -> None:
-    """Refuses a suite in which optimizers have different numbers of trials, unless it says so.
-
-    Args:
-        suite: The suite.
-
-    Raises:
-        InputError: naming the numbers.
-    """
-    numbers = {o.label: len(o.learning_rates) * len(o.weight_decays) for o in suite.optimizers}
-    if suite.search.equal_trials and len(set(numbers.values())) > 1:
-        found = ", ".join(f"{label} {number}" for label, number in numbers.items())
-        raise InputError(
-            f"optimizers have different numbers of trials ({found}): expected the same for all; "
-            "search.equal_trials = false allows it, and reports say so"
-        )
-
-
-def read_optimizer(content: Mapping[str, Any], search: Search, folder: Path, where: str) -> SuiteOptimizer:
-    """Makes an optimizer of a table of a suite; see `read_suite`."""
-    table = _read(content, _OPTIMIZER, f"{where}.")
-    kinds = [kind for kind in KINDS if table[kind] is not None]
-    if len(kinds) != 1:
-        raise InputError(f"{where}: got {' and '.join(kinds) or 'none'} of {', '.join(KINDS)}; expected exactly one")
-    kind = kinds[0]
-    weights = table["weights"]
-    if weights is not None and kind != "preset":
-        raise InputError(f"{where}.weights = {weights!r}: only a preset has weights")
-    # Paths are relative to the suite, whose folder may be anywhere; names have no such file beside it.
-    if weights is not None and (folder / weights).is_file():
-        weights = str(folder / weights)
-    return SuiteOptimizer(
-        label=table["label"] or table[kind],
-        kind=kind,
-        name=table[kind],
-        learning_rates=tuple(map(float, table["learning_rates"] or search.learning_rates)),
-        weight_decays=tuple(map(float, table["weight_decays"] or search.weight_decays)),
-        weights=weights,
-        options=table["options"],
-        guard=table["guard"],
-    )
-
-
-def _read_task(table: Mapping[str, Any], where: str, folder: Path) -> SuiteTask:
-    name, kind = table["name"], find_task(table["name"])
-    assert kind is not None  # `_TASK` has seen to it
-    sizes = kind.sizes
-    size = table["size"] or next(iter(sizes))
-    if size not in sizes:
-        raise InputError(f"{where}.size = {size!r}: {name} comes as {', '.join(sizes)}")
-    return SuiteTask(
-        label=table["label"] or f"{name} {size}",
-        name=name,
-        size=size,
-        steps=table["steps"],
-        eval_every=table["eval_every"] or max(1, table["steps"] // 20),
-        batch=table["batch"],
-        data=None if table["data"] is None else folder / table["data"],
-    )
-
-
-def _read(content: Mapping[str, Any], keys: Mapping[str, _Key], prefix: str) -> dict[str, Any]:
-    for name in content:
-        if name not in keys:
-            raise InputError(f"{prefix}{name}: there is no such key; expected some of {', '.join(keys)}")
-    values = {}
-    for name, key in keys.items():
-        value = content.get(name, key.default)
-        if value is ...:
-            raise InputError(f"{prefix}{name} is missing; expected {key.expected}")
-        if name in content and not key.fits(value):
-            raise InputError(f"{prefix}{name} = {value!r}: expected {key.expected}")
-        values[name] = value
-    return values
+def _check_trials(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> None:
+    rates_fit = all(0 < rate < float("inf") for rate in learning_rates)
+    if not learning_rates or len(set(learning_rates)) < len(learning_rates) or not rates_fit:
+        raise InputError(f"learning_rates = {list(learning_rates)}: expected one or more different numbers above 0")
+    decays_fit = all(0 <= decay < float("inf") for decay in weight_decays)
+    if not weight_decays or len(set(weight_decays)) < len(weight_decays) or not decays_fit:
+        raise InputError(f"weight_decays = {list(weight_decays)}: expected one or more different numbers from 0 on")

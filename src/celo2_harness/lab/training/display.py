@@ -23,7 +23,7 @@ class Display:
 
     def __init__(self, unit: str = "steps", per_step: int = 1):
         self._unit, self._per_step = unit, per_step
-        self._name, self._total, self._step = "", 0, 0
+        self.name, self._total, self._step = "", 0, 0
         self._shown, self._stepped, self._seconds = time.monotonic(), None, None
         self._bar: Any = None
         self._task: Any = None
@@ -51,7 +51,7 @@ class Display:
             step: The step that it starts from.
             status: What is done before the first step.
         """
-        self._name, self._total, self._step = name, total, step
+        self.name, self._total, self._step = name, total, step
         self._stepped = None
         if self._bar is None:
             if step:
@@ -76,7 +76,7 @@ class Display:
         self._shown = now
         parts = [progress.text(), self._speed()]
         if self._bar is None:
-            print("  ".join(filter(None, [f"{self._name}: step {step}/{self._total}", *parts])), flush=True)
+            print("  ".join(filter(None, [f"{self.name}: step {step}/{self._total}", *parts])), flush=True)
         else:
             self._bar.update(self._task, completed=step, status="  ".join(filter(None, parts)))
 

@@ -104,12 +104,14 @@ class RunFolder:
         path: The folder.
         header: The first line of the metrics.
         lines: The other lines of the metrics, so far.
+        step: The number of steps taken.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], options: Mapping[str, Any]):
         self.path = path
         self.header: dict[str, Any] = {"kind": "header", "settings": settings, "options": options}
         self.lines: list[dict[str, Any]] = []
+        self.step = 0
         self._is_new = True
         self._started = time.perf_counter()
 
@@ -122,6 +124,7 @@ class RunFolder:
             numbers = isinstance(line.get("step"), int) and isinstance(line.get("seconds"), int | float)
             if not numbers or (line.get("kind") == "end") != ("status" in line):
                 raise InputError(f"{path} is damaged: line {number} is no line of a run")
+            self.step = line["step"]
 
     @property
     def status(self) -> Status | None:
@@ -157,6 +160,7 @@ class RunFolder:
         content = "".join(json.dumps(line) + "\n" for line in [self.header, *self.lines])
         replace_file(self.path / METRICS, content.encode())
         self._started = time.perf_counter() - max((line["seconds"] for line in self.lines), default=0.0)
+        self.step = step
         return step, state
 
     def follow(
@@ -181,6 +185,7 @@ class RunFolder:
             How the run ended.
         """
         for now in progress:
+            self.step = now.step
             for line in now.lines:
                 self.write(**{"step": now.step, **line})
             on_progress(now)

@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     """Everything that a step changes.
 
     Attributes:
-        step: How many steps were taken.
+        step: The number of steps taken.
         params: The parameters.
         opt_state: The optimizer's state.
     """
@@ -33,29 +33,29 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-class Progress(NamedTuple):
-    """What is known after a step.
+class Step(NamedTuple):
+    """What is known after a training step.
 
     Attributes:
         state: The state after the step. Its arrays are given away to the next step: use them before iterating on.
         loss: The training loss of this step's batch, before the update; None at step 0. Reading it waits for the step.
-        validation_loss: The loss on the held-out examples, where the step is one for evaluation.
-        step_seconds: How long the step took; None while compiling and where it cannot be told.
+        validation_loss: The loss on the held-out examples; None where the step is not one for evaluation.
+        seconds: How long the step took; None while compiling, and where it cannot be told.
     """
 
     state: TrainState
     loss: Float[Array, ""] | None
     validation_loss: float | None
-    step_seconds: float | None
+    seconds: float | None
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, seed: int) -> TrainState:
     """Returns the state before the first step.
 
     Args:
-        task: What to train.
+        task: The task.
         tx: The optimizer.
-        seed: Determines the initial parameters; optimizers compared on a seed start from the same ones.
+        seed: The seed of the initial parameters; optimizers compared on a seed start from the same ones.
 
     Returns:
         The state at step 0. Where parameters lie on a mesh, so does the optimizer's state, as `state_shardings` says.
@@ -66,10 +66,10 @@ def init_state(task: Task, tx: optax.GradientTransformation, seed: int) -> Train
         # Weak types would be lost in a checkpoint and the resumed run would compile another program; so drop them here.
         return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype), tx.init(params))
 
-    places = jax.tree.map(lambda x: x.sharding, params)
-    kinds = set(map(type, jax.tree.leaves(places)))
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    kinds = set(map(type, jax.tree.leaves(shardings)))
     if kinds == {NamedSharding}:
-        init = jax.jit(init, out_shardings=state_shardings(tx, params, places))
+        init = jax.jit(init, out_shardings=state_shardings(tx, params, shardings))
     return TrainState(0, params, init(params))
 
 
@@ -77,10 +77,10 @@ def init_state(task: Task, tx: optax.GradientTransformation, seed: int) -> Train
 def train_step(
     task: Task, tx: optax.GradientTransformation, params: Any, opt_state: Any, batch: Any
 ) -> tuple[Any, Any, Float[Array, ""]]:
-    """Takes one step; the parameters and optimizer state passed in are given away.
+    """Takes one step; the parameters and the optimizer's state passed in are given away.
 
     Args:
-        task: What to train.
+        task: The task.
         tx: The optimizer. The loss is passed to it as `value`, for those that watch it.
         params: The parameters.
         opt_state: The optimizer's state.
@@ -99,7 +99,7 @@ def evaluate(task: Task, params: Any, examples: Any) -> Float[Array, ""]:
     """Returns the mean loss over examples.
 
     Args:
-        task: What is trained.
+        task: The task.
         params: The parameters.
         examples: Examples stacked on the first axis, all of one size.
 
@@ -113,28 +113,28 @@ def evaluate(task: Task, params: Any, examples: Any) -> Float[Array, ""]:
     return jnp.mean(jax.lax.map(loss_of_one, examples, batch_size=_EVALUATION_BATCH))
 
 
-def fit(
+def train_steps(
     task: Task, tx: optax.GradientTransformation, state: TrainState, *, steps: int, seed: int, eval_every: int
-) -> Iterator[Progress]:
+) -> Iterator[Step]:
     """Trains from a state up to a number of steps, yielding after every step.
 
     A state restored from a checkpoint continues with the same batches and the same arithmetic as if it had never been
     away. Evaluation happens before the first step, at multiples of `eval_every`, and after the last step.
 
     Args:
-        task: What to train.
+        task: The task.
         tx: The optimizer.
         state: Where to start; its arrays are given away.
         steps: The total number of steps, those already taken included.
-        seed: Selects the batches.
-        eval_every: Steps between evaluations.
+        seed: The seed of the batches.
+        eval_every: The number of steps between evaluations.
 
     Yields:
-        A `Progress` per step, and one for step 0 when starting there.
+        A `Step` per step, and one for step 0 when starting there.
     """
     examples = jax.tree.map(jnp.asarray, task.validation())
     if state.step == 0:
-        yield Progress(state, None, float(evaluate(task, state.params, examples)), None)
+        yield Step(state, None, float(evaluate(task, state.params, examples)), None)
     first_step, started, in_flight = state.step, None, None
     while state.step < steps:
         params, opt_state, loss = train_step(task, tx, state.params, state.opt_state, task.batch(seed, state.step))
@@ -143,26 +143,11 @@ def fit(
         if in_flight is not None:
             in_flight.block_until_ready()
         now, in_flight = time.perf_counter(), loss
-        step_seconds = now - started if started is not None and state.step - first_step > _WARMUP_STEPS else None
+        seconds = now - started if started is not None and state.step - first_step > _WARMUP_STEPS else None
         started = now
         validation_loss = None
         if state.step % eval_every == 0 or state.step == steps:
             validation_loss = float(evaluate(task, state.params, examples))
             # The time until the next step holds an evaluation, so it tells nothing about the step.
             started = in_flight = None
-        yield Progress(state, loss, validation_loss, step_seconds)
-
-
-def tree_bytes(tree: Any) -> int:
-    """Returns the memory that the arrays of a tree take, in bytes.
-
-    Args:
-        tree: Arrays or their abstract shapes.
-
-    Returns:
-        The sum over leaves.
-
-    >>> tree_bytes({"a": jnp.zeros((2, 3), jnp.float32), "b": jax.ShapeDtypeStruct((), jnp.int32)})
-    28
-    """
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        yield Step(state, loss, validation_loss, seconds)

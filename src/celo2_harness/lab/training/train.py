@@ -1,48 +1,40 @@
 """One training run in a folder of its own: metrics, a picture, checkpoints, and resuming."""
 
-import dataclasses
 import math
-import time
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
+from celo2_harness._trees import tree_bytes
 from celo2_harness.lab.errors import InputError
-from celo2_harness.lab.suites.plots import plot_training
-from celo2_harness.lab.suites.records import (
-    finite_or_none,
-    prepare_folder,
-    provenance,
-    read_lines,
-    write_errors,
-    write_line,
-    write_lines,
-)
 from celo2_harness.lab.tasks import Task
-from celo2_harness.lab.training.locks import lock_folder
-from celo2_harness.lab.training.loop import Progress, TrainState, fit, init_state
-from celo2_harness.lab.training.orbax import Checkpoints, refuse_difference
-from celo2_harness.lab.training.placed import PlacedTask
+from celo2_harness.lab.training.figures import plot_run
+from celo2_harness.lab.training.folder import Progress, RunFolder, Status, open_run
+from celo2_harness.lab.training.loop import TrainState, init_state, train_steps
+from celo2_harness.lab.training.optimizers import OptimizerSpec
+from celo2_harness.lab.training.sharded import ShardedTask
 
-METRICS = "metrics.jsonl"
 CURVE = "curve.png"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long a run is and what it writes down when.
+    """How long a training run is, and when it writes down what.
 
     Attributes:
-        steps: Training steps.
-        seed: Determines the initial parameters and the batches; 0 to 2^32 - 1.
-        eval_every: Steps between evaluations.
-        log_every: Steps between lines with the training loss.
-        checkpoint_every: Steps between checkpoints. The last step is saved always.
+        steps: The number of training steps.
+        seed: The seed of the initial parameters and the batches, from 0 to 2^32 - 1.
+        eval_every: The number of steps between evaluations.
+        log_every: The number of steps between lines with the training loss; an evaluation writes a line, too.
+        checkpoint_every: The number of steps between checkpoints, for which the last step counts too; 0 for none.
     """
 
     steps: int
@@ -52,81 +44,47 @@ class TrainConfig:
     checkpoint_every: int = 100
 
     def __post_init__(self):
-        for name in ("steps", "eval_every", "log_every", "checkpoint_every"):
+        for name in ("steps", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.checkpoint_every < 0:
+            raise InputError(f"checkpoint_every = {self.checkpoint_every}: expected at least 0")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed = {self.seed}: expected a number from 0 to {2**32 - 1}")
 
 
 class TrainResult(NamedTuple):
-    """How a run ended.
+    """How a training run ended.
 
     Attributes:
-        status: "finished", "diverged" (the loss became NaN or infinite), or "interrupted" (saved and stopped).
-        step: The steps taken.
-        validation_loss: The last one written down; NaN or infinite where the run diverged.
+        status: "finished", "diverged" (the held-out loss became NaN or infinite), or "interrupted" (saved and stopped).
+        step: The number of steps taken.
+        validation_loss: The last one written down; NaN where the run diverged.
         curve: The picture.
     """
 
-    status: Literal["finished", "diverged", "interrupted"]
+    status: Status
     step: int
     validation_loss: float
     curve: Path
 
 
-def holds_run(folder: Path) -> bool:
-    """Returns whether a folder holds a run."""
-    return (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
-
-
-def saved_options(folder: Path) -> dict[str, Any]:
-    """Reads the options that a run was started with.
-
-    Args:
-        folder: The folder of a run.
-
-    Returns:
-        The options, as they were passed to `train`.
-
-    Raises:
-        InputError: if the folder holds no run, or its metrics file is damaged.
-    """
-    return _read_header(folder)["options"]
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    if not holds_run(folder):
-        raise InputError(f"resume: {folder} holds no run; check the folder, or start one without --resume")
-    header = next(iter(read_lines(folder / METRICS)), {})
-    if not all(isinstance(header.get(name), dict) for name in ("settings", "options")):
-        raise InputError(f"resume: {folder / METRICS} does not start with the header of a run, so it cannot go on")
-    return header
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run, the header first; empty where there is none yet."""
-    lines = read_lines(path)
-    for number, line in enumerate(lines[1:], start=2):
-        # What the run itself needs of a line when it goes on.
-        fits = isinstance(line.get("kind"), str) and isinstance(line.get("step"), int)
-        if not fits or not isinstance(line.get("seconds"), int | float) or (line["kind"] == "end") > ("status" in line):
-            raise InputError(f"{path} is damaged: line {number} is no line of a run")
-    return lines
+def run_settings(task: Task, spec: OptimizerSpec, config: TrainConfig) -> dict[str, Any]:
+    """Returns what determines the numbers of a run: two runs with the same settings are the same run."""
+    run = {name: getattr(config, name) for name in ("steps", "seed", "eval_every", "log_every")}
+    return {**task.describe(), "optimizer": dict(spec.settings), "run": run}
 
 
 def train(
     task: Task,
-    tx: optax.GradientTransformation,
+    spec: OptimizerSpec,
     config: TrainConfig,
     folder: Path,
     *,
-    settings: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
     title: str = "Training",
     resume: bool = False,
     mesh: Mesh | None = None,
-    learning_rate: Callable[[int], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_start: Callable[[int], None] = lambda step: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -137,18 +95,15 @@ def train(
     back to the last checkpoint, and from there on only its timings differ.
 
     Args:
-        task: What to train.
-        tx: The optimizer.
+        task: The task.
+        spec: The optimizer.
         config: Length and intervals.
-        folder: The run folder, made where missing. One that holds a run is refused unless `resume`.
-        settings: What else determines the numbers (model, data, optimizer), as JSON can hold it; written to the
-            header, and a run with other settings is not resumed.
-        options: What the caller wants to find again with `saved_options`; written to the header, never compared.
-        title: The heading of the picture.
-        resume: Continue the run in the folder from its last checkpoint, or from the start where it has none.
-        mesh: Devices to train on; see `PlacedTask`. The numbers differ from those of one device by rounding, and a run
+        folder: The run folder. It is made if missing; one that holds a run is refused unless `resume`.
+        options: What the caller wants to find again with `read_header`.
+        title: The title of the picture.
+        resume: Whether to continue the run in the folder, from its last checkpoint or from the start.
+        mesh: Devices to train on; see `ShardedTask`. The numbers differ from those of one device by rounding, and a run
             may be resumed on another mesh.
-        learning_rate: The learning rate as a function of the step, only to be written down.
         should_stop: Asked after every step; once it says yes, a checkpoint is saved and the run returns.
         on_start: Called with the step to start from, after everything was checked and restored.
         on_progress: Called after every step.
@@ -157,124 +112,118 @@ def train(
         How the run ended.
 
     Raises:
-        InputError: if the folder cannot be used, another process works in it, or the run in it cannot be resumed:
-            nothing in it was changed then. Or if it cannot be written any more: its checkpoints are whole then.
+        InputError: As `open_run`.
     """
     if mesh is not None:
-        task = PlacedTask(task, mesh)
-        task.batch(config.seed, 0)  # refuses a batch that does not divide before anything is written
-    settings = {**settings, "run": {k: v for k, v in dataclasses.asdict(config).items() if k != "checkpoint_every"}}
-    metrics = folder / METRICS
-    if resume:
-        refuse_difference(f"{metrics}", _read_header(folder)["settings"], settings)
-    elif holds_run(folder):
-        raise InputError(f"out: {folder} holds a run already; add --resume to continue it, or choose another folder")
-    prepare_folder(folder)
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-
-    def safe() -> str:
-        steps = checkpoints.steps()
-        return f"the run is safe up to step {steps[-1] if steps else 0}: make room, then resume it"
-
-    with write_errors(folder, safe), lock_folder(folder):
-        lines = _read_metrics(metrics)
-        if lines and lines[-1].get("kind") == "end":
-            if not (folder / CURVE).exists():  # killed between the two
-                plot_training(lines, folder / CURVE, title)
-            return TrainResult(lines[-1]["status"], lines[-1]["step"], _last_validation_loss(lines), folder / CURVE)
-        try:
-            state = init_state(task, tx, config.seed)
-            if resume and (steps := checkpoints.steps()):
-                state = checkpoints.restore(steps[-1], state, settings)
-            on_start(state.step)
-            header = {"kind": "header", "settings": settings, "options": dict(options or {}), **provenance()}
-            kept = [line for line in lines[1:] if line["step"] <= state.step] if state.step else []
-            write_lines(metrics, [*lines[:1], *kept] if lines else [header])
-            writer = _Writer(metrics, config, task.tokens_per_batch, learning_rate, kept)
-            status, step = _run(task, tx, config, state, settings, checkpoints, writer, should_stop, on_progress)
-        finally:
-            checkpoints.close()
-        lines = read_lines(metrics)
-        plot_training(lines, folder / CURVE, title)
-        return TrainResult(status, step, _last_validation_loss(lines), folder / CURVE)
+        task = ShardedTask(task, mesh)
+        task.batch(config.seed, 0)  # Refuses a batch that does not divide before anything is written.
+    with open_run(folder, run_settings(task, spec, config), options=options, resume=resume) as run:
+        status = run.status or follow_training(
+            run, task, spec, config, should_stop=should_stop, on_start=on_start, on_progress=on_progress
+        )
+        plot_run(run.lines, folder / CURVE, title)
+        losses = [line["validation_loss"] for line in run.lines if "validation_loss" in line]
+        last = losses[-1] if losses and losses[-1] is not None else math.nan
+        return TrainResult(status, run.step, last, folder / CURVE)
 
 
-def _run(
+def follow_training(
+    run: RunFolder,
     task: Task,
-    tx: optax.GradientTransformation,
+    spec: OptimizerSpec,
     config: TrainConfig,
-    state: TrainState,
-    settings: Mapping[str, Any],
-    checkpoints: Checkpoints,
-    writer: "_Writer",
-    should_stop: Callable[[], bool],
-    on_progress: Callable[[Progress], None],
-) -> tuple[Literal["finished", "diverged", "interrupted"], int]:
-    for progress in fit(task, tx, state, steps=config.steps, seed=config.seed, eval_every=config.eval_every):
-        state = progress.state
-        if not writer.write(progress):
-            writer.write_end("diverged", state.step)
-            return "diverged", state.step
-        on_progress(progress)
-        if state.step and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
-            checkpoints.save(state, settings)
-        if should_stop() and state.step < config.steps:
-            checkpoints.save(state, settings)
-            return "interrupted", state.step
-    writer.write_end("finished", config.steps)
-    return "finished", config.steps
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_start: Callable[[int], None] = lambda step: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Status:
+    """Trains in an open run folder, from where it is to the end; see `train`."""
+    first = init_state(task, spec.tx, config.seed)
+    step, (params, opt_state, losses) = run.begin((first.params, first.opt_state, jnp.zeros(3)))
+    on_start(step)
+    return run.follow(
+        training_progress(task, spec, config, TrainState(step, params, opt_state), losses),
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        should_stop=should_stop,
+        on_progress=on_progress,
+    )
 
 
-class _Writer:
-    """Writes the metrics of a run, line by line."""
+def training_progress(
+    task: Task, spec: OptimizerSpec, config: TrainConfig, state: TrainState, losses: Float[Array, " 3"]
+) -> Iterator[Progress]:
+    """Trains from a state, and says what is to be written down.
 
-    def __init__(
-        self,
-        path: Path,
-        config: TrainConfig,
-        tokens_per_batch: int,
-        learning_rate: Callable[[int], Any] | None,
-        written: list[dict[str, Any]],
-    ):
-        self._path = path
-        self._config = config
-        self._tokens_per_batch = tokens_per_batch
-        self._learning_rate = learning_rate
-        self._seconds_before = max((line["seconds"] for line in written), default=0.0)
-        self._started = time.perf_counter()
-        self._step_seconds: list[float] = []
+    The lines have the learning rate; "loss" and "largest_loss", the mean and the largest training loss since the line
+    before; the median time of a step and the tokens per second; and at evaluations the held-out loss, the root mean
+    square of the parameters and, of an optimizer in `guard_updates`, the number of steps skipped or clipped.
 
-    def write(self, progress: Progress) -> bool:
-        """Writes what is due after a step; returns False if a loss was no longer a finite number."""
-        step = progress.state.step
-        if progress.step_seconds is not None:
-            self._step_seconds.append(progress.step_seconds)
-        losses = []
-        due = step % self._config.log_every == 0 or step == self._config.steps
-        if progress.loss is not None and due:
-            losses.append(float(progress.loss))
-            record = {"kind": "train", "step": step, "loss": finite_or_none(losses[-1])}
-            if self._learning_rate is not None:
-                record["learning_rate"] = float(self._learning_rate(step - 1))
-            if self._step_seconds:
-                mean = sum(self._step_seconds) / len(self._step_seconds)
-                record["tokens_per_second"] = round(self._tokens_per_batch / mean)
-                self._step_seconds.clear()
-            write_line(self._path, record | self._time())
-        if progress.validation_loss is not None:
-            losses.append(progress.validation_loss)
-            record = {"kind": "validation", "step": step, "loss": finite_or_none(losses[-1])}
-            write_line(self._path, record | self._time())
-        return all(map(math.isfinite, losses))
+    Args:
+        task: The task.
+        spec: The optimizer.
+        config: Length and intervals.
+        state: Where to start; its arrays are given away.
+        losses: Number, sum and largest of the training losses since the last line. A checkpoint holds them, so that a
+            resumed run writes the same lines.
 
-    def write_end(self, status: str, step: int) -> None:
-        """Writes the last line."""
-        write_line(self._path, {"kind": "end", "step": step, "status": status} | self._time())
+    Yields:
+        The progress after every step.
+    """
+    seconds: list[float] = []
+    held_out = ""
+    steps = train_steps(task, spec.tx, state, steps=config.steps, seed=config.seed, eval_every=config.eval_every)
+    for now in steps:
+        step, params = now.state.step, now.state.params
+        line: dict[str, Any] = {}
+        if now.loss is not None:
+            losses = _add_loss(losses, now.loss)
+        if now.seconds is not None:
+            seconds.append(now.seconds)
+        evaluated = now.validation_loss is not None
+        if step and (step % config.log_every == 0 or evaluated):
+            count, total, largest = map(float, losses)
+            line |= {"loss": total / count, "largest_loss": largest, "learning_rate": float(spec.schedule(step - 1))}
+            if seconds:
+                median = statistics.median(seconds)
+                line |= {"step_milliseconds": round(1e3 * median, 3)}
+                line |= {"tokens_per_second": round(task.tokens_per_batch / median)}
+            losses, seconds = jnp.zeros(3), []
+        if evaluated:
+            line |= {"validation_loss": now.validation_loss, "parameter_rms": float(parameter_rms(params))}
+            line |= _guarded(now.state.opt_state)
+            held_out = f"held-out loss {now.validation_loss:.3f}"
+        if step == 0:
+            line |= {"parameter_bytes": tree_bytes(params), "state_bytes": tree_bytes(now.state.opt_state)}
 
-    def _time(self) -> dict[str, float]:
-        return {"seconds": round(self._seconds_before + time.perf_counter() - self._started, 3)}
+        def text(loss: Any = now.loss, held_out: str = held_out) -> str:
+            return "  ".join(filter(None, ["" if loss is None else f"loss {float(loss):.3f}", held_out]))
+
+        diverged = evaluated and not math.isfinite(now.validation_loss or 0.0)
+        yield Progress(step, (*now.state[1:], losses), (line,) if line else (), diverged, text, notable=evaluated)
 
 
-def _last_validation_loss(lines: list[dict[str, Any]]) -> float:
-    losses = [line["loss"] for line in lines if line.get("kind") == "validation"]
-    return math.nan if not losses or losses[-1] is None else losses[-1]
+@jax.jit
+def _add_loss(losses: Float[Array, " 3"], loss: Float[Array, ""]) -> Float[Array, " 3"]:
+    count, total, largest = losses
+    return jnp.stack([count + 1, total + loss, jnp.where(count > 0, jnp.maximum(largest, loss), loss)])
+
+
+@jax.jit
+def parameter_rms(params: Any) -> Float[Array, ""]:
+    """Returns the root mean square over all parameters, as float32.
+
+    Example:
+        >>> float(parameter_rms({"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(2)}))
+        2.5
+    """
+    leaves = jax.tree.leaves(params)
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves]
+    return jnp.sqrt(sum(squares, jnp.zeros([])) / sum(leaf.size for leaf in leaves))
+
+
+def _guarded(opt_state: Any) -> dict[str, int]:
+    """On how many steps guards acted; nothing where there is none."""
+    names = ("nonfinite_count", "spike_count")
+    counts = [int(count) for name in names for _, count in optax.tree.get_all_with_path(opt_state, name)]
+    return {"guarded_steps": sum(counts)} if counts else {}

@@ -1,0 +1,178 @@
+"""Celo2 under meta-training: the learned rule on some leaves, Adam on the others.
+
+The update is that of the public blocks, as a function of theta, which changes from unroll to unroll.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from celo2_harness.lab.metatrain.learned import AnyWeights, InnerLeaf, InnerStep, network_kernel
+from celo2_harness.rule import (
+    MatrixView,
+    Moments,
+    RuleConfig,
+    Theta,
+    channel_counts,
+    init_mean_square,
+    init_moments,
+    leaf_direction,
+    newton_schulz,
+    rms_divisor,
+)
+from celo2_harness.weights import Weights, load_weights, save_weights
+
+ADAM_DECAYS = (0.9, 0.95)
+ADAM_FLOOR = 1e-8  # under the root, as the paper's inner Adam has it; no bias correction
+
+
+class LearnedState(NamedTuple):
+    """The state of a leaf under the learned rule.
+
+    Attributes:
+        moments: The accumulators.
+        square: The running mean square of "rolling" normalisation, or None.
+    """
+
+    moments: Moments
+    square: Float[Array, "..."] | None
+
+
+class AdamState(NamedTuple):
+    """The first and second moment of a leaf under Adam."""
+
+    mu: Float[Array, "..."]
+    nu: Float[Array, "..."]
+
+
+@dataclasses.dataclass(frozen=True)
+class Celo2Learning:
+    """The network of Celo2; a `LearnedRule`.
+
+    A step is p <- p - step_size * direction under the rule, and p <- p - adam_factor * step_size * direction under
+    Adam.
+
+    Attributes:
+        rule: The features, decays and normalisation.
+        hidden: The units of each hidden layer of the network.
+        orthogonalize: Whether hidden matrices go through Newton-Schulz and all other leaves to Adam; otherwise all
+            leaves follow the rule.
+        adam_factor: The step size of Adam over that of the rule.
+    """
+
+    rule: RuleConfig
+    hidden: int
+    orthogonalize: bool
+    adam_factor: float
+
+    def init(self, key: Array) -> Theta:
+        """Returns kernels from a normal cut off at 2 sigma, sigma = 1 / sqrt(fan in), and zero biases."""
+        channels, hidden, outputs = sum(channel_counts(self.rule)), self.hidden, 3
+        keys = jax.random.split(key, 3)
+        kernel = lambda k, i, o: jax.random.truncated_normal(k, -2.0, 2.0, (i, o)) / jnp.sqrt(i)
+        return Theta(
+            w0=kernel(keys[0], channels, hidden),
+            b0=jnp.zeros(hidden),
+            w1=kernel(keys[1], hidden, hidden),
+            b1=jnp.zeros(hidden),
+            w2=kernel(keys[2], hidden, outputs),
+            b2=jnp.zeros(outputs),
+        )
+
+    def start(self, layout: Sequence[InnerLeaf], leaves: Sequence[Array]) -> tuple[LearnedState | AdamState, ...]:
+        """Returns zero state for every leaf."""
+
+        def init(leaf: InnerLeaf, x: Array) -> LearnedState | AdamState:
+            if self.orthogonalize and not leaf.hidden:
+                return AdamState(jnp.zeros_like(x), jnp.zeros_like(x))
+            square = init_mean_square(leaf.view) if self.rule.normalization == "rolling" else None
+            return LearnedState(init_moments(self.rule, leaf.view), square)
+
+        return tuple(init(leaf, x) for leaf, x in zip(layout, leaves, strict=True))
+
+    def step(
+        self,
+        theta: Theta,
+        leaves: Sequence[Array],
+        state: Sequence[LearnedState | AdamState],
+        step: InnerStep,
+    ) -> tuple[list[Array], tuple[LearnedState | AdamState, ...]]:
+        """Returns the parameters and the state after a step."""
+        new_leaves, new_state = [], []
+        for leaf, p, g, s in zip(step.layout, leaves, step.gradients, state, strict=True):
+            if isinstance(s, LearnedState):
+                direction, s = self._direction(theta, leaf.view, p, g, s, step.clock.step)
+                p = p - step.step_size * direction
+            else:
+                mu = ADAM_DECAYS[0] * s.mu + (1 - ADAM_DECAYS[0]) * g
+                nu = ADAM_DECAYS[1] * s.nu + (1 - ADAM_DECAYS[1]) * jnp.square(g)
+                p = p - step.step_size * self.adam_factor * mu / jnp.sqrt(nu + ADAM_FLOOR)
+                s = AdamState(mu, nu)
+            new_leaves.append(p)
+            new_state.append(s)
+        return new_leaves, tuple(new_state)
+
+    def _direction(
+        self, theta: Theta, view: MatrixView, p: Array, g: Array, state: LearnedState, count: Array
+    ) -> tuple[Array, LearnedState]:
+        direction, moments, _ = leaf_direction(theta, self.rule, view, g, p, state.moments, network_kernel())
+        direction = _computed_once(direction, moments.nu)
+        if self.orthogonalize and view.is_matrix:
+            direction = _orthogonalized(direction)
+        square = state.square
+        if self.rule.normalization != "none":
+            divisor, square = rms_divisor(self.rule.normalization, view, direction, square, count + 1)
+            direction = direction / divisor
+        return view.invert(direction), LearnedState(moments, square)
+
+    def weights(self, theta: Theta, provenance: Mapping[str, Any]) -> AnyWeights:
+        """Returns theta as weights that can be saved and used."""
+        return Weights(jax.tree.map(np.asarray, theta), self.rule, provenance)
+
+    def load(self, source: str | Path) -> AnyWeights:
+        """Reads weights; raises ValueError if they are of another rule or size."""
+        weights = load_weights(source, expect=self.rule)
+        hidden = np.shape(weights.theta.b0)[0]
+        if hidden != self.hidden:
+            raise ValueError(f"{source}: {hidden} hidden units, the run has hidden = {self.hidden}.")
+        return weights
+
+    def save(self, path: Path, weights: AnyWeights) -> None:
+        """Writes weights to a file."""
+        save_weights(path, weights)  # pyright: ignore[reportArgumentType]
+
+
+def _orthogonalized(direction: Array) -> Array:
+    """Newton-Schulz; on a GPU as one launch where the matrix is small, instead of some thirty."""
+    if jax.default_backend() == "gpu" and direction.ndim == 2:
+        # Imported where it is used: Pallas takes a good part of the package's import time.
+        from celo2_harness.rule.newton_schulz_kernel import LARGEST, newton_schulz_in_registers
+
+        if max(direction.shape) <= LARGEST:
+            return newton_schulz_in_registers(direction)
+    return newton_schulz(direction)
+
+
+@jax.custom_batching.custom_vmap
+def _computed_once(x: Array, second_moment: Array) -> Array:
+    """Returns x, as an array in memory.
+
+    Everything that reads a cheap-looking result gets a copy of the computation from XLA on CPU: the network would run
+    once for the norm of its output and once more for the output itself. A conditional is not looked through; its
+    condition always holds, but XLA cannot know that a second moment is not negative.
+    """
+    through_branch = lambda x, v: jax.lax.cond(v.reshape(-1)[0] >= 0.0, lambda x: x, jnp.zeros_like, x)
+    return jax.lax.platform_dependent(x, second_moment, cpu=through_branch, default=lambda x, v: x)
+
+
+@_computed_once.def_vmap
+def _computed_once_batched(size: int, batched: Any, x: Array, second_moment: Array) -> tuple[Array, bool]:
+    # The rule of a conditional under vmap is to compute both branches and select, which is what this must not be.
+    del size, batched
+    return _computed_once(x, second_moment), True
