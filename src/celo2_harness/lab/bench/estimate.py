@@ -98,8 +98,8 @@ def estimate_update(
     parameters = sum(jax.tree.leaves(jax.tree.map(_bytes, shapes, places)))
     flat = path_of(shapes)
     hidden = {path: x for path, x in flat.items() if orthogonalized and route_of[path].label == "hidden"}
-    matrix_views = [matrix_views(x, route_of[path].view)[0] for path, x in hidden.items()]
-    rounds = plan_rounds(list(hidden.values()), matrix_views, [place_of[path] for path in hidden], LARGEST_STACKED)
+    hidden_views = [matrix_views(x, route_of[path].view)[0] for path, x in hidden.items()]
+    rounds = plan_rounds(list(hidden.values()), hidden_views, [place_of[path] for path in hidden], LARGEST_STACKED)
     return Estimate(
         parameters=parameters,
         gradients=parameters,
