@@ -1,7 +1,6 @@
 """`build`, `describe` and the registry: what they refuse, and in which words."""
 
 import dataclasses
-import importlib.metadata
 import math
 import re
 
@@ -170,46 +169,6 @@ def test_registered_presets_can_be_built(registry):
 def test_a_preset_can_be_given_itself():
     tx = harness.build(OWN, 1.0)
     assert_trees_close(tx.update(PARAMS, tx.init(PARAMS), PARAMS)[0], jax.tree.map(jnp.negative, PARAMS), 1e-6)
-
-
-class Entry:
-    """A stand-in for an installed package's entry point."""
-
-    def __init__(self, name, loaded):
-        self.name, self.value, self.loaded = name, f"{name}:preset", loaded
-
-    def load(self):
-        if isinstance(self.loaded, Exception):
-            raise self.loaded
-        return self.loaded
-
-
-@pytest.fixture
-def entry_points(monkeypatch):
-    entries = []
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda group: entries if group == "celo2_harness.presets" else ()
-    )
-    return entries
-
-
-def test_installed_packages_add_presets(entry_points):
-    entry_points.append(Entry("own", OWN))
-    assert harness.presets()["own"] is OWN
-    # ... but do not replace what is there.
-    entry_points[0] = Entry("fake", dataclasses.replace(OWN, name="adamw"))
-    assert harness.presets()["adamw"].description.startswith("AdamW")
-
-
-@pytest.mark.parametrize(
-    ("loaded", "message"),
-    [(ImportError("no module named gone"), "ImportError: no module named gone"), (lambda: OWN, "expected a .*Preset")],
-)
-def test_a_broken_plug_in_is_named_and_left_out(entry_points, loaded, message):
-    entry_points += [Entry("broken", loaded), Entry("own", OWN)]
-    with pytest.warns(UserWarning, match=f"'broken' left out: .*{message}"):
-        found = harness.presets()
-    assert "own" in found and "adamw" in found
 
 
 # ------------------------------------------------------------------------------------------------------------ describe

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import warnings
 from pathlib import Path
 
 import jax
@@ -105,29 +104,24 @@ BROKEN = {
     "no syntax": ("def thing(:", "SyntaxError"),
     "ends the program": ("raise SystemExit(3)", "SystemExit: 3"),
     "no such name": ("", "AttributeError: .*thing"),
-    "something else": ("thing = 5", "TypeError: got a int"),
+    "something else": ("thing = 5", "is a int, expected a (Preset|TaskKind)"),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_plug_in_is_named_and_harms_nothing(fault, site):
     code, cause = BROKEN[fault]
-    add_package(
-        site, "faulty", "".join(f"[celo2_harness.{kind}]\nbad = faulty:thing\n" for kind in plugins.KINDS), code
-    )
-    named = f"plug-in 'bad' .*faulty:thing of faulty: {cause}"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    groups = "".join(f"[celo2_harness.{kind}]\nbad = faulty:thing\n" for kind in ("presets", "tasks"))
+    add_package(site, "faulty", groups, code)
+    named = rf"plug-in 'bad' \(faulty:thing of faulty\) .*{cause}"
+    with pytest.warns(UserWarning, match="left out: " + named):
         assert "adamw" in harness.presets()
-    (warning,) = caught
-    assert "left out" in str(warning.message)
-    with pytest.warns(UserWarning, match=named):
-        harness.presets()
     # What does not ask for it is not even warned.
     harness.build("adamw").init(PARAMS)
     tasks.make_task("language_model")
-    with pytest.raises(ValueError, match=named):
-        tasks.make_task("bad")
+    for ask in (lambda: harness.build("bad"), lambda: tasks.make_task("bad")):
+        with pytest.raises(ValueError, match=named):
+            ask()
 
 
 def test_importing_the_package_looks_at_no_plug_in(site):
@@ -136,11 +130,3 @@ def test_importing_the_package_looks_at_no_plug_in(site):
     program = "import sys, celo2_harness as c2; c2.harness.build('adamw'); assert 'faulty' not in sys.modules"
     environment = {"PYTHONPATH": f"{site}:{Path(c2.__file__).parents[1]}", "PATH": "", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=environment)
-
-
-def test_of_two_packages_with_one_name_the_first_has_it(site):
-    for name in ("one", "two"):
-        add_package(site, name, f"[celo2_harness.presets]\nshared = {name}:FILE\n", "")
-    assert plugins.plugin_names("presets") == ("shared",)
-    with pytest.raises(ValueError, match="expected one of presets"):
-        plugins.plugin_names("preset")

@@ -26,14 +26,16 @@ from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
 from celo2_harness.blocks import Celo2State, add_decayed_weights
 from celo2_harness.blocks.decay import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers
-from celo2_harness.presets import AdamW as AdamW
-from celo2_harness.presets import Group as Group
-from celo2_harness.presets import Preset as Preset
-from celo2_harness.presets import Settings as Settings
-from celo2_harness.presets import find_preset
-from celo2_harness.presets import preset_weights as preset_weights
-from celo2_harness.presets import presets as presets
-from celo2_harness.presets import register_preset as register_preset
+from celo2_harness.presets import (
+    AdamW as AdamW,
+    Group as Group,
+    Preset as Preset,
+    Settings as Settings,
+    find_preset,
+    preset_weights as preset_weights,
+    presets as presets,
+    register_preset as register_preset,
+)
 from celo2_harness.routing import RuleLike
 from celo2_harness.rule import resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
@@ -359,7 +361,7 @@ def _rest_terms(
     return {"rest": terms_of("rest"), **found}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable: programs hash what an optimizer closes over
 class _Plan:
     """What `build` was asked for: everything but the parameters.
 

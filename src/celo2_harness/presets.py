@@ -4,6 +4,7 @@ A new preset is a row of `_PRESETS`; `harness.build` makes the optimizer of it.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -259,12 +260,19 @@ def presets() -> dict[str, Preset]:
     Packages add theirs by the entry-point group "celo2_harness.presets", each entry a `Preset`. One that cannot be
     loaded is named in a warning and left out.
 
-    >>> sorted(presets())[:5]
-    ['adamw', 'celo2_base', 'celo2_muon', 'celo2_ortho', 'muon']
+    Example:
+        >>> sorted(presets())[:5]
+        ['adamw', 'celo2_base', 'celo2_muon', 'celo2_ortho', 'muon']
     """
     found = dict(_PRESETS)
-    for preset in plugins.load_plugins("presets", plugins.expect(Preset)).values():
-        found.setdefault(preset.name, preset)
+    for name in plugins.plugin_names("presets"):
+        try:
+            preset = plugins.load_plugin("presets", name, Preset)
+        except ValueError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+        else:
+            if preset is not None:
+                found.setdefault(name, preset)
     return found
 
 
@@ -273,17 +281,17 @@ def register_preset(preset: Preset, *, overwrite: bool = False) -> None:
     """Makes a preset known to `build` by its name.
 
     Args:
-      preset: the preset.
-      overwrite: replace one of the same name.
+        preset: The preset.
+        overwrite: Whether to replace one of the same name.
 
     Raises:
-      ValueError: the name is taken, and `overwrite` is False.
+        ValueError: The name is taken, and `overwrite` is False.
 
     Example:
-      >>> from celo2_harness import harness
-      >>> lion = Group("lion", lambda settings: optax.scale_by_lion())
-      >>> register_preset(Preset("lion", "Lion for every leaf", lion, lion, 3e-4), overwrite=True)
-      >>> tx = harness.build(preset="lion")
+        >>> from celo2_harness import harness
+        >>> lion = Group("lion", lambda settings: optax.scale_by_lion())
+        >>> register_preset(Preset("lion", "Lion for every leaf", lion, lion, 3e-4), overwrite=True)
+        >>> tx = harness.build(preset="lion")
     """
     if preset.name in _PRESETS and not overwrite:
         raise ValueError(f"preset {preset.name!r} exists already; choose another name, or pass overwrite=True.")
@@ -299,7 +307,8 @@ def find_preset(preset: str | Preset) -> Preset:
     if isinstance(preset, Preset):
         return preset
     # Packages are only looked at for a name that is not there.
-    return choose(preset, _PRESETS if preset in _PRESETS else presets(), "preset")
+    found = _PRESETS.get(preset) or plugins.load_plugin("presets", preset, Preset)
+    return found or choose(preset, dict.fromkeys((*_PRESETS, *plugins.plugin_names("presets"))), "preset")
 
 
 def preset_weights(recipe: Preset, weights: Weights | VeloWeights | str | None) -> Weights | VeloWeights | None:

@@ -12,6 +12,7 @@ from helpers import RANDOM, VELO_TINY, assert_trees_equal, random_velo
 
 import celo2_harness as c2
 from celo2_harness.velo import VELO, VELO_S, load_velo_weights, save_velo_weights
+from celo2_harness.weights.container import digest_of
 
 TINY_CONFIG = VELO_TINY.config
 
@@ -66,7 +67,7 @@ def test_a_file_of_the_published_size(tmp_path):
     np.testing.assert_array_equal(weights.theta.bank[7, 44:56], bank["w0__7"][7].ravel()[:12])
     np.testing.assert_array_equal(weights.theta.bank[:, -3:], bank["b2"])
     np.testing.assert_array_equal(weights.theta.gates.w, tree["rnn_params"]["rnn/linear"]["w"])
-    with pytest.raises(c2.WeightsError, match=r"hidden has shape \(512,\), expected \(64,\) for lstm = 64, bank = 32"):
+    with pytest.raises(c2.WeightsError, match=r"lstm = 64 and bank = 32: .*shape \(1, 512\), expected \(1, 64\)"):
         load_velo_weights(path, published_as=VELO_S)
     # Written again, the same bytes, whatever the order of the keys.
     save_velo_weights(tmp_path / "again", weights, layout="published")
@@ -104,9 +105,12 @@ def without(*keys):
 FAULTS = {
     "another size": (
         edited("lstm_init_state", "hidden", change=lambda x: x[:, :2]),
-        r"hidden has shape \(2,\), expected",
+        r"hidden has shape \(1, 2\), expected",
     ),
-    "two starts": (edited("lstm_init_state", "cell", change=lambda x: np.tile(x, (2, 1))), "expected one row"),
+    "two starts": (
+        edited("lstm_init_state", "cell", change=lambda x: np.tile(x, (2, 1))),
+        r"cell has shape \(2, 3\), expected \(1, 3\)",
+    ),
     "a module less": (without("rnn_params", "rnn/linear"), r"rnn_params: missing keys \['rnn/linear'\]"),
     "a bias less": (without("rnn_params", "step_size", "b"), r"step_size: missing keys \['b'\]"),
     "no modules": (edited("rnn_params", change=lambda x: 3), "rnn_params: expected a mapping"),
@@ -115,7 +119,10 @@ FAULTS = {
         edited("ff_mod_stack", "~", "w0__2", change=lambda x: np.tile(x, (1, 3, 1))),
         r"w0__2 has shape \(2, 3, 4\), expected \(2, 1, 4\)",
     ),
-    "not a number": (edited("rnn_params", "rnn_to_controls", "b", change=lambda x: x * np.nan), "controls.b holds 2"),
+    "not a number": (
+        edited("rnn_params", "rnn_to_controls", "b", change=lambda x: x * np.nan),
+        "controls: b holds 2",
+    ),
     "integers": (edited("rnn_params", "linear", "b", change=lambda x: x.astype(int)), "b is not an array of float"),
     "a rule of another kind": (lambda tree: {"ff_mod_stack": tree["ff_mod_stack"]}, "missing keys"),
     "a number": (lambda tree: 3, "not a weight file of VeLO"),
@@ -138,10 +145,10 @@ HEADERS = {
         "trained with bugged_loss_features = True, expected False",
     ),
     "bugged LSTM state": ({"bugged_next_lstm_state": True}, "bugged_next_lstm_state = True, expected False"),
-    "another size": ({"bank": 5}, "controls.w has shape"),
+    "another size": ({"bank": 5}, "controls: w has shape"),
     "no number": ({"lstm": "3"}, "header cannot be read.*lstm = '3'"),
     "no truth value": ({"bugged_loss_features": 1}, "header cannot be read.*bugged_loss_features = 1"),
-    "no size": ({"lstm": 0}, "header cannot be read"),
+    "no size": ({"lstm": 0}, "expected sizes of at least 1"),
     "unknown field": ({"dropout": 1}, "header cannot be read.*dropout"),
 }
 
@@ -150,8 +157,8 @@ HEADERS = {
 def test_mismatches_are_refused_by_name(name, tmp_path):
     changes, message = HEADERS[name]
     tree = content(tmp_path, "celo2-harness")
-    del tree["sha256"]  # as in files of before
     tree["config"] = json.dumps(json.loads(tree["config"]) | changes)
+    tree["sha256"] = digest_of(tree)
     with pytest.raises(c2.WeightsError, match=message):
         load_velo_weights(write(tmp_path / "bad", tree), expect=TINY_CONFIG)
 

@@ -16,9 +16,7 @@ from celo2_harness.blocks.views import (
     map_matrices,
     matrix_views,
 )
-from celo2_harness.rule import MatrixView
-from celo2_harness.rule import Normalization as Mode
-from celo2_harness.rule.padding import mean_over
+from celo2_harness.rule import MatrixView, Normalization as Mode, init_mean_square, rms_divisor
 
 
 class NormalizeRmsState(NamedTuple):
@@ -76,30 +74,23 @@ def normalize_rms(
     if mode == "none":
         return optax.identity()
 
-    def mean_square(view: MatrixView, x: jax.Array, lengths: Any = None) -> jax.Array:
-        return mean_over(jnp.square(view.apply(x).astype(jnp.float32)), view.axes, lengths)
-
-    def scale(view: MatrixView, x: jax.Array, factor: jax.Array) -> jax.Array:
-        return view.invert(view.apply(x).astype(jnp.float32) * factor).astype(x.dtype)
-
-    def per_step(view: MatrixView, x: jax.Array, lengths: Any) -> jax.Array:
-        return scale(view, x, 1.0 / jnp.sqrt(mean_square(view, x, lengths) + eps))
-
-    def clip(view: MatrixView, x: jax.Array, lengths: Any) -> jax.Array:
-        return scale(view, x, 1.0 / jnp.maximum(1.0, jnp.sqrt(mean_square(view, x, lengths)) / threshold))
+    def divided(view: MatrixView, x: jax.Array, *running: Any, lengths: Any = None) -> tuple[jax.Array, Any]:
+        """The update, and the running mean square after it."""
+        viewed = view.apply(x).astype(jnp.float32)
+        divisor, new = rms_divisor(
+            mode, view, viewed, *running, decay=decay, threshold=threshold, eps=eps, lengths=lengths
+        )
+        return view.invert(viewed * (1.0 / divisor)).astype(x.dtype), new
 
     def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         views = matrix_views(updates, weight_dimension_numbers)
-        places = leaf_shardings(updates, sharding)
-        return map_batches(per_step if mode == "per_step" else clip, views, updates, places), state
+        function = lambda view, x, lengths: divided(view, x, lengths=lengths)[0]
+        return map_batches(function, views, updates, leaf_shardings(updates, sharding)), state
 
     def rolling_init(params: Params) -> NormalizeRmsState:
-        def zeros(view: MatrixView, x: jax.Array) -> jax.Array:
-            del x
-            return jnp.zeros((*view.viewed[: -len(view.axes)], *[1] * len(view.axes)), jnp.float32)
-
-        nu = map_matrices(zeros, matrix_views(params, weight_dimension_numbers), params, state=True)
+        views = matrix_views(params, weight_dimension_numbers)
+        nu = map_matrices(lambda view, x: init_mean_square(view), views, params, state=True)
         return NormalizeRmsState(jnp.zeros([], jnp.int32), nu)
 
     def rolling(
@@ -108,17 +99,9 @@ def normalize_rms(
         del params
         views = matrix_views(updates, weight_dimension_numbers)
         count = jnp.asarray(optax.safe_increment(state.count))
-        correction = 1.0 - decay ** count.astype(jnp.float32)
-
-        def new_nu(view: MatrixView, x: jax.Array, nu: jax.Array) -> jax.Array:
-            square = mean_square(view, x)
-            return jnp.where(jnp.isfinite(square), decay * nu + (1.0 - decay) * square, nu)
-
-        def scaled(view: MatrixView, x: jax.Array, nu: jax.Array) -> jax.Array:
-            return scale(view, x, 1.0 / jnp.sqrt(nu / correction + eps))
-
-        nu = map_matrices(new_nu, views, updates, state.nu, state=True)
-        return map_matrices(scaled, views, updates, nu), NormalizeRmsState(count, nu)
+        part = lambda i: lambda view, x, nu: divided(view, x, nu, count)[i]
+        nu = map_matrices(part(1), views, updates, state.nu, state=True)
+        return map_matrices(part(0), views, updates, state.nu), NormalizeRmsState(count, nu)
 
     if mode == "rolling":
         return optax.GradientTransformation(rolling_init, rolling)  # type: ignore[arg-type]

@@ -7,15 +7,16 @@ axes; `rules`: its label, the user's rules in front), and stacked axes come back
 
 from celo2_harness.routing.leaves import Leaf as Leaf
 from celo2_harness.routing.muon import rules_of_dimension_numbers as rules_of_dimension_numbers
-from celo2_harness.routing.report import ReportRow as ReportRow
-from celo2_harness.routing.report import format_report as format_report
-from celo2_harness.routing.report import format_view as format_view
-from celo2_harness.routing.routes import Route as Route
-from celo2_harness.routing.routes import label_params as label_params
-from celo2_harness.routing.routes import route as route
-from celo2_harness.routing.routes import view_params as view_params
-from celo2_harness.routing.rules import BUILT_IN as BUILT_IN
-from celo2_harness.routing.rules import LABELS as LABELS
-from celo2_harness.routing.rules import ROLES as ROLES
-from celo2_harness.routing.rules import Rule as Rule
+from celo2_harness.routing.report import (
+    ReportRow as ReportRow,
+    format_report as format_report,
+    format_view as format_view,
+)
+from celo2_harness.routing.routes import (
+    Route as Route,
+    label_params as label_params,
+    route as route,
+    view_params as view_params,
+)
+from celo2_harness.routing.rules import BUILT_IN as BUILT_IN, LABELS as LABELS, ROLES as ROLES, Rule as Rule
 from celo2_harness.routing.user_rules import RuleLike as RuleLike

@@ -59,7 +59,7 @@ class RuleConfig:
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     second_moment_decay: float = 0.95
     factored_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
-    normalization: str = "per_step"
+    normalization: Normalization = "per_step"
 
 
 CELO2_CONFIG = RuleConfig()

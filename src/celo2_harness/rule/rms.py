@@ -1,9 +1,11 @@
 """Root mean squares of matrices: what an update is divided by, step by step or over time."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from celo2_harness.rule.config import Normalization
+from celo2_harness.rule.padding import mean_over
 from celo2_harness.rule.view import MatrixView
 
 
@@ -22,6 +24,7 @@ def rms_divisor(
     decay: float = 0.99,
     threshold: float | int = 1.0,
     eps: float | int = 1e-9,
+    lengths: Int[np.ndarray, "matrices axes"] | None = None,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
     """Computes what an update is divided by, one number per matrix or vector.
 
@@ -40,11 +43,12 @@ def rms_divisor(
         decay: The decay of the running mean square.
         threshold: The largest root mean square that is left alone ("clip").
         eps: The number that is added to the mean square.
+        lengths: The true lengths of padded matrices (see `rule.padding`).
 
     Returns:
         The divisor, and the running mean square after this step; a mean square that is not finite does not enter it.
     """
-    square = jnp.mean(jnp.square(x), axis=view.axes, keepdims=True)
+    square = mean_over(jnp.square(x), view.axes, lengths)
     if mode == "clip":
         return jnp.maximum(1.0, jnp.sqrt(square) / threshold), running
     if mode == "rolling":

@@ -66,7 +66,7 @@ def make_preset() -> harness.Preset:
     """A preset of one's own."""
 
     def direction(settings: harness.Settings) -> optax.GradientTransformation:
-        return c2.scale_by_shape(0.2, weight_dimension_numbers=settings.weight_dimension_numbers)
+        return c2.scale_by_shape(0.2, weight_dimension_numbers=settings.views)
 
     group = harness.Group("shape", direction)
     return harness.Preset("shape", "gradients scaled by shape", group, group, learning_rate=0.1)

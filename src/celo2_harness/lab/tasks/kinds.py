@@ -95,7 +95,7 @@ TASKS = {
 
 def find_task(name: str) -> TaskKind | None:
     """Returns a kind of task out of `TASKS` or of an installed package; None if there is none of that name."""
-    return TASKS.get(name) or plugins.load_plugin("tasks", name, plugins.expect(TaskKind))
+    return TASKS.get(name) or plugins.load_plugin("tasks", name, TaskKind)
 
 
 def make_task(name: str, size: str | None = None, data: Path | None = None, batch: int | None = None) -> Task:
