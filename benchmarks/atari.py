@@ -20,9 +20,8 @@ from pathlib import Path
 import jax
 
 from celo2_harness.lab.cli.reinforce import Config, train
-from celo2_harness.lab.reinforce.run import ReinforceResult
-from celo2_harness.lab.reinforce.train import PPOProgress
-from celo2_harness.lab.training.folder import holds_run
+from celo2_harness.lab.reinforce import ReinforceResult
+from celo2_harness.lab.training.folder import Progress, holds_run
 from celo2_harness.lab.training.interrupt import StopSignals
 
 GAMES = ("asterix", "freeway", "space_invaders")
@@ -43,8 +42,8 @@ def play(game: str, presets: list[str], seeds: list[int], steps: int, folder: Pa
         name = f"{preset}-{seed}"
         place = folder / f"{game}-{name}"
 
-        def follow(progress: PPOProgress) -> None:
-            reached[name] = progress.state.step * config.ppo.batch
+        def follow(progress: Progress) -> None:
+            reached[name] = progress.step
             compiled[preset].set()
 
         if seed != seeds[0]:

@@ -44,7 +44,7 @@ def random_velo(lstm=3, bank=2, seed=0, **changes):
 
 VELO_TINY = random_velo()
 
-PRESETS = ("celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
+PRESETS = ("celo2", "modern_muon", "celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
 # The preset with weights of any size.
 VELO_PRESET = dataclasses.replace(harness.presets()["velo"], load=load_velo_weights)
 

@@ -179,7 +179,7 @@ def test_trees_without_numbers(row, tree):
     state = jax.eval_shape(tx.init, tree)
     updates, after = jax.eval_shape(update_of(tx), tree, state, tree)
     assert signature(updates) == signature(jax.eval_shape(lambda: tree)) and signature(after) == signature(state)
-    if not any(word in row for word in OPTAX_STATE):
+    if row != "preset celo2" and not any(word in row for word in OPTAX_STATE):
         assert all(x.size for x in jax.tree.leaves(state))
 
 

@@ -52,7 +52,15 @@ def solve(name, problem, rate, weights=None):
 
 
 # Steps of the learned rule have RMS one before the rate; those of the others a fifth of that, or Adam's.
-RATES = {"celo2_ortho": 0.02, "celo2_base": 0.02, "celo2_muon": 0.1, "muon": 0.1, "adamw": 0.1}
+RATES = {
+    "celo2": 0.02,
+    "modern_muon": 0.02,
+    "celo2_ortho": 0.02,
+    "celo2_base": 0.02,
+    "celo2_muon": 0.1,
+    "muon": 0.1,
+    "adamw": 0.1,
+}
 
 
 # Each compiles for seconds; two are enough for every day.

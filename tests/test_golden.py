@@ -24,7 +24,16 @@ SHAPES = {
 STEPS = 4
 # Rounding differs from machine to machine and from compiler to compiler. Newton-Schulz stretches it, as the oracle's
 # tests say, and the steps add it up.
-TOLERANCE = {"celo2_base": 5e-5, "celo2_ortho": 5e-4, "celo2_muon": 5e-4, "muon": 5e-4, "adamw": 1e-5}
+# The first bases of a run stretch it further.
+TOLERANCE = {
+    "celo2": 2e-2,
+    "modern_muon": 2e-2,
+    "celo2_base": 5e-5,
+    "celo2_ortho": 5e-4,
+    "celo2_muon": 5e-4,
+    "muon": 5e-4,
+    "adamw": 1e-5,
+}
 
 
 def trajectory(name):

@@ -23,7 +23,7 @@ PARAMS = {
 
 BAD = {
     "unknown preset": ({"preset": "celo2_orto"}, "preset = 'celo2_orto'.*did you mean 'celo2_ortho'"),
-    "far from any preset": ({"preset": "zzz"}, "expected one of celo2_ortho, celo2_base"),
+    "far from any preset": ({"preset": "zzz"}, "expected one of celo2, modern_muon, celo2_ortho"),
     "unknown schedule": ({"schedule": "warmup_cosin"}, "schedule = 'warmup_cosin'.*did you mean 'warmup_cosine'"),
     "negative rate": ({"learning_rate": -1e-3}, "learning_rate = -0.001: expected a finite number >= 0"),
     "rate not a number": ({"learning_rate": math.nan}, "learning_rate = nan"),
@@ -174,7 +174,7 @@ def test_a_preset_can_be_given_itself():
 # ------------------------------------------------------------------------------------------------------------ describe
 
 
-@pytest.mark.parametrize("name", ["celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw"])
+@pytest.mark.parametrize("name", ["celo2", "modern_muon", "celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw"])
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
 def test_describe_counts_the_bytes_of_the_real_state(name, state_dtype):
     state = jax.eval_shape(harness.build(name, state_dtype=state_dtype).init, PARAMS)

@@ -49,6 +49,14 @@ def celo2(orthogonalize):
     return [*blocks, c2.normalize_rms(weight_dimension_numbers=views_of)]
 
 
+def stack(direction, mode):
+    return [
+        c2.in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views_of),
+        c2.orthogonalize(weight_dimension_numbers=views_of),
+        c2.normalize_rms(weight_dimension_numbers=views_of),
+    ]
+
+
 def muon():
     # Optax's own, for the hidden matrices; its consistent_rms is the rule of `scale_by_shape`.
     return optax.contrib.muon(
@@ -61,6 +69,13 @@ def muon():
 
 
 BY_HAND = {
+    "celo2": lambda: by_label(
+        chain(*stack(c2.celo2_direction(TINY, weight_dimension_numbers=views_of), "act")),
+        chain(adam(), rate=5 * RATE, decay=REST_DECAY),
+    ),
+    "modern_muon": lambda: by_label(
+        chain(*stack(c2.mix_momenta((0.95,)), "whiten")), chain(adam(), rate=5 * RATE, decay=REST_DECAY)
+    ),
     "celo2_ortho": lambda: by_label(chain(*celo2(True)), chain(adam(), rate=20 * RATE, decay=REST_DECAY)),
     "celo2_base": lambda: by_label(chain(*celo2(False)), chain(*celo2(False), decay=REST_DECAY)),
     "celo2_muon": lambda: by_label(chain(*celo2(True), optax.scale(0.2)), chain(adam(), decay=REST_DECAY)),
@@ -104,5 +119,5 @@ def test_a_preset_is_its_blocks(name, key):
 
 def test_which_presets_have_a_learned_rule():
     learned = {name for name, preset in harness.presets().items() if preset.learned}
-    assert {"celo2_ortho", "celo2_base", "celo2_muon", "velo", "velo_s"} <= learned
-    assert not {"adamw", "muon"} & learned
+    assert {"celo2", "celo2_ortho", "celo2_base", "celo2_muon", "velo", "velo_s"} <= learned
+    assert not {"adamw", "muon", "modern_muon"} & learned

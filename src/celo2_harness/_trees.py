@@ -20,13 +20,23 @@ def leaves_by_name(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
-def tree_bytes(tree: PyTree) -> int:
-    """The memory that the arrays of a tree take, in bytes; abstract shapes count as the arrays that they stand for.
+def tree_bytes(tree: PyTree, shardings: PyTree = None) -> int:
+    """The memory that the arrays of a tree take, in bytes.
+
+    Args:
+        tree: Arrays or their abstract shapes.
+        shardings: How they are laid out, a tree like it whose leaves may be None; then what one device holds is meant.
+
+    Returns:
+        The sum over leaves.
 
     >>> tree_bytes({"a": jnp.zeros((2, 3), jnp.float32), "b": jax.ShapeDtypeStruct((), jnp.int32)})
     28
     """
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [None] * len(leaves) if shardings is None else treedef.flatten_up_to(shardings)
+    shape = lambda x, place: x.shape if place is None else place.shard_shape(x.shape)
+    return sum(math.prod(shape(x, place)) * x.dtype.itemsize for x, place in zip(leaves, places, strict=True))
 
 
 def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:

@@ -21,7 +21,7 @@ from beartype import BeartypeConf, beartype
 
 from celo2_harness import routing
 from celo2_harness._arguments import choose, number, run_length, warmup_length
-from celo2_harness._trees import by_path, require_like_params, tree_difference
+from celo2_harness._trees import by_path, require_like_params, tree_bytes, tree_difference
 from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
 from celo2_harness.blocks import Celo2State, add_decayed_weights
 from celo2_harness.blocks.decay import Mode
@@ -168,7 +168,7 @@ def build(
     )
 
     def init_fn(params: Params) -> optax.OptState:
-        return _in_float32(plan.transformation(params)).init(params)
+        return _in_float32(plan.transformation(params, starting=True)).init(params)
 
     def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
         return _in_float32(plan.transformation(params)).update(updates, state, params, **extra_args)
@@ -412,9 +412,11 @@ class _Plan:
             settings["betas"] = terms.b1, terms.b2
         return self.group(key).direction(dataclasses.replace(self.settings, **settings))
 
-    def transformation(self, params: Params) -> optax.GradientTransformationExtraArgs:
+    def transformation(self, params: Params, starting: bool = False) -> optax.GradientTransformationExtraArgs:
         """The optimizer of trees with the paths and shapes of these parameters."""
         routes = self.routes(params)
+        if starting and self.preset.rest is not None and self.preset.rest.optimizer != self.preset.hidden.optimizer:
+            routing.warn_if_nothing_hidden(routes, self.preset.name, self.preset.rest.optimizer)
         keys = jax.tree.map(self.key, routes)
         settings = {
             "views": by_path(routes, lambda route: route.view),
@@ -469,7 +471,7 @@ class _Plan:
 
 
 def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+    return tree_bytes(jax.eval_shape(tx.init, params))
 
 
 def _wide(dtype: Any) -> Any:

@@ -105,7 +105,7 @@ def control_norm(
             w = view.apply(parameter).astype(jnp.float32)
             u = jnp.where(jnp.isfinite(jnp.sum(jnp.square(u), axis=view.axes, keepdims=True)), u, 0.0)
             if mode == "hyperball":
-                u = _hyperball(u, w, *pinned, rate) if view.is_matrix else -rate * u
+                u = _hyperball(u, w, pinned[0], rate) if view.is_matrix else -rate * u
             elif view.is_matrix:
                 u = _radial(u, w, strength) if mode == "radial" else _rows(u, w, floor)
             return view.invert(u).astype(update.dtype)

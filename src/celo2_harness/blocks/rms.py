@@ -16,7 +16,14 @@ from celo2_harness.blocks.views import (
     map_matrices,
     matrix_views,
 )
-from celo2_harness.rule import MatrixView, Normalization as Mode, init_mean_square, rms_divisor
+from celo2_harness.rule import (
+    MatrixView,
+    Normalization as Mode,
+    init_mean_square,
+    matrix_mean_square,
+    rms_divisor,
+    rolling_mean_square,
+)
 
 
 class NormalizeRmsState(NamedTuple):
@@ -74,23 +81,22 @@ def normalize_rms(
     if mode == "none":
         return optax.identity()
 
-    def divided(view: MatrixView, x: jax.Array, *running: Any, lengths: Any = None) -> tuple[jax.Array, Any]:
-        """The update, and the running mean square after it."""
-        viewed = view.apply(x).astype(jnp.float32)
-        divisor, new = rms_divisor(
-            mode, view, viewed, *running, decay=decay, threshold=threshold, eps=eps, lengths=lengths
-        )
-        return view.invert(viewed * (1.0 / divisor)).astype(x.dtype), new
+    def mean_square(view: MatrixView, x: jax.Array, lengths: Any = None) -> jax.Array:
+        return matrix_mean_square(view, view.apply(x).astype(jnp.float32), lengths)
+
+    def divide(view: MatrixView, x: jax.Array, square: jax.Array, count: jax.Array | int = 1) -> jax.Array:
+        divisor = rms_divisor(mode, square, count, decay=decay, threshold=threshold, eps=eps)
+        return view.invert(view.apply(x).astype(jnp.float32) * (1.0 / divisor)).astype(x.dtype)
 
     def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         views = matrix_views(updates, weight_dimension_numbers)
-        function = lambda view, x, lengths: divided(view, x, lengths=lengths)[0]
+        function = lambda view, x, lengths: divide(view, x, mean_square(view, x, lengths))
         return map_batches(function, views, updates, leaf_shardings(updates, sharding)), state
 
     def rolling_init(params: Params) -> NormalizeRmsState:
         views = matrix_views(params, weight_dimension_numbers)
-        nu = map_matrices(lambda view, x: init_mean_square(view), views, params, state=True)
+        nu = map_matrices(lambda view, _: init_mean_square(view), views, params, state=True)
         return NormalizeRmsState(jnp.zeros([], jnp.int32), nu)
 
     def rolling(
@@ -99,9 +105,10 @@ def normalize_rms(
         del params
         views = matrix_views(updates, weight_dimension_numbers)
         count = jnp.asarray(optax.safe_increment(state.count))
-        part = lambda i: lambda view, x, nu: divided(view, x, nu, count)[i]
-        nu = map_matrices(part(1), views, updates, state.nu, state=True)
-        return map_matrices(part(0), views, updates, state.nu), NormalizeRmsState(count, nu)
+        step = lambda view, x, nu: rolling_mean_square(nu, mean_square(view, x), decay)
+        nu = map_matrices(step, views, updates, state.nu, state=True)
+        scaled = map_matrices(lambda view, x, nu: divide(view, x, nu, count), views, updates, nu)
+        return scaled, NormalizeRmsState(count, nu)
 
     if mode == "rolling":
         return optax.GradientTransformation(rolling_init, rolling)  # type: ignore[arg-type]

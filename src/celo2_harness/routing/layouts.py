@@ -169,7 +169,7 @@ def _conv(leaf: Leaf) -> Axes | None:
 def conv_axes(leaf: Leaf) -> Axes:
     """A convolution as one matrix (spatial x in, out)."""
     found = axes_from_bias(leaf)
-    if found is not None:
+    if found is not None and not leaf.layer.transposed:
         return found
     start = leaf.rank - 2 - (conv_rank(leaf) or leaf.rank - 2)
     body = tuple(range(max(start, 0), leaf.rank))
@@ -214,7 +214,7 @@ def _window(leaf: Leaf) -> Axes | None:
 
 
 def _batch_of_kernels(leaf: Leaf) -> Axes | None:
-    return last_two(leaf) if leaf.is_weight and leaf.rank == 3 else None
+    return last_two(leaf) if leaf.rank == 3 and (leaf.is_weight or "einsum" in words(leaf.name)) else None
 
 
 LAYOUTS: tuple[Layout, ...] = (

@@ -36,7 +36,8 @@ def leaves_of(params: PyTree, per_head: bool = False) -> tuple[list[Leaf], Any]:
     ]
     bodies = [leaf.body for leaf in leaves]
 
-    bias = {i: bodies[j] for i, j in (near.bias | near.gain).items() if _may_pair(bodies[i], bodies[j])}
+    bias = {i: bodies[j] for i, j in near.gain.items()}
+    bias |= {i: bodies[j] for i, j in near.bias.items() if _may_pair(bodies[i], bodies[j])}
     weight = {i: bodies[j] for i, j in near.weight.items() if _may_pair(bodies[j], bodies[i])}
     adapters = {i for node in nodes_of(root) for i in _adapters(node.arrays(), leaves, bodies)}
     return [

@@ -118,7 +118,7 @@ class _Stacks:
         before = {i: (self.axes[i], self.shapes[i]) for i in node.below} if second else {}
         lengths = {name: self.settle(child, name, inside) for name, child in node.children.items()}
         self._adopt(node, lengths)
-        if any(shape == self.shapes[i] and self.vote(i, 0) is Vote.MAY for i, (_, shape) in before.items()):
+        if any(self._open(i, axes) for i, (axes, _) in before.items()):
             after = {i: (self.axes[i], self.shapes[i]) for i in node.below}
             self._restore(before)
             if self._holds(node.below, 1):
@@ -203,19 +203,33 @@ class _Stacks:
             return Vote.MUST if self.axes[i][axis] in leaf.layer.batch else Vote.NEVER
         if leaf.layer.ndim is not None:
             return Vote.MUST if len(shape) > leaf.layer.ndim else Vote.NEVER
-        weight = self.near.weight.get(i, i)
-        bias = self.near.bias.get(weight, self.near.gain.get(weight))
-        if bias is not None:
-            a, b = self.shapes[weight], self.shapes[bias]
-            if a == b:  # a scale and an offset
-                return _between(len(shape), 1, 1)
-            if len(b) < len(a):
-                return self._vote_pair(self.leaves[weight], a, b, axis)
+        weight, a, b = self._pair(i)
+        if b is not None and a == b:  # a scale and an offset
+            return _between(len(shape), 1, 1)
+        if b is not None and len(b) < len(a):
+            return self._vote_pair(weight, a, b, axis)
         if i in self.near.mate:
             vote = self._vote_block(i, axis)
             if vote is not Vote.MAY:
                 return vote
         return _between(*_usual_ndim(leaf, shape))
+
+    def _pair(self, i: int) -> tuple[Leaf, Shape, Shape | None]:
+        """The weight that a leaf is, or is the bias of, with its shape and the bias's."""
+        weight = self.near.weight.get(i, i)
+        bias = self.near.bias.get(weight, self.near.gain.get(weight))
+        return self.leaves[weight], self.shapes[weight], None if bias is None else self.shapes[bias]
+
+    def _open(self, i: int, before: tuple[int, ...]) -> bool:
+        """Whether stacks along first axes leave a leaf unexplained, as it lies or by a stack along its second."""
+        if self.axes[i] != before:
+            return self.axes[i][:1] == before[:1]
+        weight, a, b = self._pair(i)
+        unfit = (
+            b is not None and len(b) < len(a) and bias_axes(a, b, weight.is_out_first, usual_bias_ndim(weight)) is None
+        )
+        alone = i in self.near.mate and attention_order(*self._block(i)) is None
+        return unfit or alone or self.vote(i, 0) is Vote.MAY
 
     def _vote_pair(self, weight: Leaf, a: Shape, b: Shape, axis: int) -> Vote:
         """A weight must fit its bias, before or after: with the usual number of output axes rather than with more."""
@@ -228,13 +242,17 @@ class _Stacks:
             return Vote.MAY if now and then else Vote.MUST if then else Vote.NEVER
         return Vote.NEVER
 
-    def _vote_block(self, i: int, axis: int) -> Vote:
+    def _block(self, i: int) -> tuple[Shape, Shape]:
+        """The shapes of the query, key or value and of the output kernel of the block that a leaf belongs to."""
         a, b = self.shapes[i], self.shapes[self.near.mate[i]]
-        if say.is_out(self.leaves[i].module):
-            a, b = b, a
+        return (b, a) if say.is_out(self.leaves[i].module) else (a, b)
+
+    def _vote_block(self, i: int, axis: int) -> Vote:
+        a, b = self._block(i)
+        if len(b) <= axis or len(a) <= axis or a[axis] != b[axis]:
+            return Vote.NEVER
         cut = lambda shape: shape[:axis] + shape[axis + 1 :]
-        agree = len(a) > axis and len(b) > axis and a[axis] == b[axis]
-        now, then = attention_order(a, b), attention_order(cut(a), cut(b)) if agree else None
+        now, then = attention_order(a, b), attention_order(cut(a), cut(b))
         return Vote.MAY if bool(now) == bool(then) else Vote.MUST if then else Vote.NEVER
 
 

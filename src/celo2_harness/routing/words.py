@@ -43,7 +43,10 @@ _PROJECTION = _set("proj projection")
 
 EMBEDDING = _set("embed embeds embedder embedding embeddings emb embs wte wpe posemb codebook codebooks")
 # Only as the end of an array's own name: "cls_token" is an embedding, "token_mixing/kernel" is not.
-TOKEN = _set("token tokens pos positions positional registers prompt prompts latent latents")
+TOKEN = _set("token tokens pos positions positional registers prompt prompts latent latents table tables")
+# The parts of a diagonal state matrix A, and what RWKV keeps per channel.
+_PARTS = _set("log real imag re im")
+_TIME = _set("decay first faaaa mix")
 _PATCH = _set("patch patches")
 _PATCH_LAYER = EMBEDDING | _set("conv proj projection stem dense linear")
 
@@ -122,6 +125,32 @@ def says_head(name: str) -> bool:
         return False
     untied = meaning & {"embed", "embedding", "embeddings"} and meaning & {"out", "output"}
     return spoken[-1] in _HEAD or "logits" in meaning or bool(untied)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def says_diagonal(name: str) -> bool:
+    """Whether a name is one of a state-space or linear-attention model's vectors, one per channel or head.
+
+    Example:
+        >>> says_diagonal("A_log"), says_diagonal("Lambda_re"), says_diagonal("time_first"), says_diagonal("B_re")
+        (True, True, True, False)
+    """
+    spoken = frozenset(words(name))
+    return (
+        "lambda" in spoken
+        or ("a" in spoken and bool(spoken & _PARTS))
+        or ("time" in spoken and bool(spoken & _TIME) and not spoken & WEIGHT)
+    )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def says_table(name: str) -> bool:
+    """Whether an array's own name is one of a table: "cls_token", "latents", "decoder_query", "embedding"."""
+    spoken = words(name)
+    if not spoken or frozenset(spoken) & LAYER:
+        return False
+    learned_query = spoken[-1] in ("query", "queries") and not is_qkv(name)
+    return bool(frozenset(spoken) & EMBEDDING) or spoken[-1] in TOKEN or learned_query
 
 
 def is_root_head(name: str) -> bool:

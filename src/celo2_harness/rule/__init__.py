@@ -21,7 +21,12 @@ from celo2_harness.rule.direction import (
 )
 from celo2_harness.rule.features import FEATURES as FEATURES, Feature as Feature, channel_counts as channel_counts
 from celo2_harness.rule.newton_schulz import COEFFICIENTS as COEFFICIENTS, newton_schulz as newton_schulz
-from celo2_harness.rule.rms import init_mean_square as init_mean_square, rms_divisor as rms_divisor
+from celo2_harness.rule.rms import (
+    init_mean_square as init_mean_square,
+    matrix_mean_square as matrix_mean_square,
+    rms_divisor as rms_divisor,
+    rolling_mean_square as rolling_mean_square,
+)
 from celo2_harness.rule.view import (
     MatrixView as MatrixView,
     default_view as default_view,

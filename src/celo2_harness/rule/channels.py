@@ -5,7 +5,7 @@ or column. All mean squares of the others come from one reduction with many outp
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,10 +99,17 @@ def input_scales(
     return scales
 
 
+@jax.custom_jvp
 def row_sums(planes: Sequence[Float[Array, "*shape"]]) -> Sequence[Float[Array, "..."]]:
     """The sums of float32 arrays of one shape along their last axis, in one pass over all of them."""
     zeros = (jnp.zeros([], jnp.float32),) * len(planes)
-    return jax.lax.reduce(tuple(planes), zeros, lambda x, y: tuple(map(jnp.add, x, y)), (planes[0].ndim - 1,))
+    return tuple(jax.lax.reduce(tuple(planes), zeros, lambda x, y: tuple(map(jnp.add, x, y)), (planes[0].ndim - 1,)))
+
+
+@row_sums.defjvp
+def _row_sums_jvp(primals: Any, tangents: Any) -> Any:
+    # JAX's own rule fails where some of the arrays do not depend on what is differentiated.
+    return row_sums(*primals), tuple(jnp.sum(tangent, axis=-1) for tangent in tangents[0])
 
 
 def _row_sums(

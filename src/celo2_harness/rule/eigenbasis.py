@@ -30,8 +30,9 @@ def cholesky_qr(y: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch 
     Y <- columns of norm one;  R^T R = Y^T Y + s I,  Y <- Y R^-1, once or more often;  Y (3 I - Y^T Y) / 2.
 
     The shift s makes the decomposition safe for columns that are nearly dependent; the last step, one of
-    Newton-Schulz, removes what the shift and rounding did. Columns that are nearly orthogonal already, as those of a
-    power step are, take one pass. A batch takes as many passes as its worst matrix, five at most.
+    Newton-Schulz, removes what the shift and rounding did. Columns that are nearly orthogonal already take one pass:
+    on a small language model those of all matrices from the tenth step on, and two before. A batch takes as many
+    passes as its worst matrix, five at most.
 
     Args:
         y: Matrices in the last two axes, at least as many rows as columns.
@@ -48,7 +49,7 @@ def cholesky_qr(y: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch 
     References:
         Shifted Cholesky QR, arXiv 1809.11085.
     """
-    identity = jnp.eye(y.shape[-1], dtype=y.dtype)
+    identity = jnp.expand_dims(jnp.eye(y.shape[-1], dtype=y.dtype), range(y.ndim - 2))
     gram = lambda q: matmul(transposed(q), q)
 
     def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -123,7 +123,7 @@ def _plain_form(x: jax.Array, triples: Sequence[tuple[float, float, float]], pre
 def _gram_form(x: jax.Array, triples: Sequence[tuple[float, float, float]], precision: Any) -> jax.Array:
     """X_k = P_k X_0 with M = a I + b A + c A A, P <- M P, A <- M A M; all of them commute."""
     matmul = lambda p, q: jnp.matmul(p, q, precision=precision)
-    identity = jnp.eye(x.shape[-2], dtype=x.dtype)
+    identity = jnp.expand_dims(jnp.eye(x.shape[-2], dtype=x.dtype), range(x.ndim - 2))
     gram = matmul(x, jnp.swapaxes(x, -1, -2))
     product = None
     for k, (a, b, c) in enumerate(triples):

@@ -8,51 +8,64 @@ from celo2_harness.rule.config import Normalization
 from celo2_harness.rule.padding import mean_over
 from celo2_harness.rule.view import MatrixView
 
+ROLLING_DECAY = 0.99
+CLIP_THRESHOLD = 1.0
+RMS_FLOOR = 1e-9
+
+
+def matrix_mean_square(
+    view: MatrixView, x: Float[Array, "..."], lengths: Int[np.ndarray, "matrices axes"] | None = None
+) -> Float[Array, "..."]:
+    """Returns the mean square of every matrix (or vector) of a leaf.
+
+    Args:
+        view: How the leaf is seen as matrices.
+        x: The leaf in its view, float32.
+        lengths: The true lengths of padded matrices (see `rule.padding`).
+
+    Returns:
+        One number per matrix, of the shape (batch axes, ones).
+    """
+    return mean_over(jnp.square(x), view.axes, lengths)
+
 
 def init_mean_square(view: MatrixView) -> Float[Array, "..."]:
-    """Returns the running mean squares before the first step: zero per matrix, of the shape (batch axes, ones)."""
+    """Returns the running mean squares before the first step: zeros, of the shape of `matrix_mean_square`."""
     return jnp.zeros((*view.viewed[: -len(view.axes)], *[1] * len(view.axes)), jnp.float32)
+
+
+def rolling_mean_square(
+    running: Float[Array, "..."], square: Float[Array, "..."], decay: float = ROLLING_DECAY
+) -> Float[Array, "..."]:
+    """Returns the running mean squares after a step; a mean square that is not finite does not enter them."""
+    return jnp.where(jnp.isfinite(square), decay * running + (1.0 - decay) * square, running)
 
 
 def rms_divisor(
     mode: Normalization,
-    view: MatrixView,
-    x: Float[Array, "..."],
-    running: Float[Array, "..."] | None = None,
+    square: Float[Array, "..."],
     count: Int[Array, ""] | int = 1,
     *,
-    decay: float = 0.99,
-    threshold: float | int = 1.0,
-    eps: float | int = 1e-9,
-    lengths: Int[np.ndarray, "matrices axes"] | None = None,
-) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
-    """Computes what an update is divided by, one number per matrix or vector.
+    decay: float = ROLLING_DECAY,
+    threshold: float | int = CLIP_THRESHOLD,
+    eps: float | int = RMS_FLOOR,
+) -> Float[Array, "..."]:
+    """Returns what an update is divided by.
 
-    With m the mean square over a matrix:
-
-    - `"per_step"`: sqrt(m + eps);
-    - `"clip"`: max(1, sqrt(m) / threshold);
-    - `"rolling"`: sqrt(v / (1 - decay^count) + eps), where v <- decay v + (1 - decay) m.
+    - `"per_step"`: sqrt(square + eps);
+    - `"rolling"`: sqrt(square / (1 - decay^count) + eps);
+    - `"clip"`: max(1, sqrt(square) / threshold).
 
     Args:
-        mode: One of the three.
-        view: How the leaf is seen as matrices.
-        x: The update in its view, float32.
-        running: The running mean square v before this step ("rolling").
+        mode: One of these three.
+        square: The mean squares; for "rolling" the running ones.
         count: The number of steps, this one included ("rolling").
-        decay: The decay of the running mean square.
+        decay: The decay of the running mean squares ("rolling").
         threshold: The largest root mean square that is left alone ("clip").
         eps: The number that is added to the mean square.
-        lengths: The true lengths of padded matrices (see `rule.padding`).
-
-    Returns:
-        The divisor, and the running mean square after this step; a mean square that is not finite does not enter it.
     """
-    square = mean_over(jnp.square(x), view.axes, lengths)
     if mode == "clip":
-        return jnp.maximum(1.0, jnp.sqrt(square) / threshold), running
+        return jnp.maximum(1.0, jnp.sqrt(square) / threshold)
     if mode == "rolling":
-        assert running is not None
-        running = jnp.where(jnp.isfinite(square), decay * running + (1.0 - decay) * square, running)
-        square = running / (1.0 - decay ** jnp.asarray(count, jnp.float32))
-    return jnp.sqrt(square + eps), running
+        square = square / (1.0 - decay ** jnp.asarray(count, jnp.float32))
+    return jnp.sqrt(square + eps)

@@ -111,11 +111,11 @@ def test_several_networks(run):
         assert_trees_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("change", [{"estimator": "es"}, {"estimator": "full"}, {"meta_loss": "last"}])
-def test_other_estimators_run(change, run):
-    state, metrics = run(dataclasses.replace(CONFIG, **change))
+def test_whole_unrolls_leave_no_state(run):
+    """The other estimators, and their meta-losses, are judged where they are."""
+    state, metrics = run(dataclasses.replace(CONFIG, estimator="full", meta_loss="last"))
     assert float(metrics.gradient_norm) > 0 and np.all(np.isfinite(metrics.tasks.meta_loss))
-    assert (state.tasks[0] is None) == (change.get("estimator") == "full")
+    assert state.tasks == (None,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ def _array(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def matrix_blocks(width: int, depth: int) -> dict[str, Any]:
-    """The hidden matrices of `depth` transformer blocks: 12 width^2 parameters each."""
+    """Returns the hidden matrices of `depth` transformer blocks: 12 width^2 parameters each."""
     block = {
         "attention": {"qkv": {"kernel": _array(width, 3 * width)}, "out": {"kernel": _array(width, width)}},
         "mlp": {"up": {"kernel": _array(width, 4 * width)}, "down": {"kernel": _array(4 * width, width)}},
@@ -24,7 +24,7 @@ def matrix_blocks(width: int, depth: int) -> dict[str, Any]:
 
 
 def gpt2_tree(depth: int, width: int = 768, vocabulary: int = 50257, context: int = 1024) -> dict[str, Any]:
-    """GPT-2 with every block on its own, biases and norms included: 12 leaves a block and 4 more."""
+    """Returns GPT-2 with every block on its own, biases and norms included: 12 leaves a block and 4 more."""
     dense = lambda inputs, outputs: {"kernel": _array(inputs, outputs), "bias": _array(outputs)}
     norm = {"scale": _array(width), "bias": _array(width)}
     block = {
@@ -42,7 +42,7 @@ def gpt2_tree(depth: int, width: int = 768, vocabulary: int = 50257, context: in
 
 
 def llama_tree(depth: int, width: int, heads: int, groups: int, inner: int, vocabulary: int = 32000) -> dict[str, Any]:
-    """A Llama: grouped-query attention, gated MLP, norms without bias, an untied head."""
+    """Returns a Llama: grouped-query attention, gated MLP, norms without bias, an untied head."""
     kernel = lambda inputs, outputs: {"kernel": _array(inputs, outputs)}
     shared = width // heads * groups
     block = {

@@ -100,18 +100,20 @@ def run(config: Config) -> int:
 
 def _step(config: Config) -> tuple[Table, dict[str, Any]]:
     model, shapes = _shapes(config)
-    optimizers = _optimizers(config)
     rounds = 0 if config.compile_only else config.rounds
     costs = measure_updates(
-        optimizers,
+        _optimizers(config),
         shapes,
         rounds=rounds,
         on_compiled=lambda name: _progress(f"compiled {name}"),
         on_round=lambda done: _progress(f"round {done} of {rounds}"),
     )
-    table = Table("optimizer", box=None, pad_edge=False, header_style="bold")
-    for heading in ("ms per update", "/ adamw", "/ muon", "temporaries", "state", "trace s", "compile s"):
-        table.add_column(heading, justify="right")
+    parameters = next(iter(costs.values())).parameter_bytes
+    table = _table(
+        ("optimizer", "ms per update", "/ adamw", "/ muon", "temporaries", "state", "trace s", "compile s"),
+        f"{model}, {parameters / 1e6:.1f} MB of parameters, {rounds} rounds: medians and interquartile ranges;"
+        " temporaries and state relative to the parameters",
+    )
     for name, cost in costs.items():
         table.add_row(
             name,
@@ -122,22 +124,14 @@ def _step(config: Config) -> tuple[Table, dict[str, Any]]:
             f"{cost.trace_seconds:.1f}",
             f"{cost.compile_seconds:.1f}",
         )
-    parameters = next(iter(costs.values())).parameter_bytes
-    table.caption = (
-        f"{model}, {parameters / 1e6:.1f} MB of parameters, {rounds} rounds: medians and interquartile ranges;"
-        " temporaries and state relative to the parameters"
-    )
-    table.caption_justify = "left"
     return table, {name: cost._asdict() for name, cost in costs.items()}
 
 
 def _newton_schulz(config: Config) -> tuple[Table, dict[str, Any]]:
     cost = measure_newton_schulz((1024, 4096), rounds=config.rounds)
-    table = Table("newton_schulz, 1024 x 4096, float32", box=None, pad_edge=False, header_style="bold")
-    for heading in ("ms", "/ optax", "relative difference"):
-        table.add_column(heading, justify="right")
-    table.add_row("optax", _milliseconds(cost.optax), "1.00", "")
+    table = _table(("newton_schulz, 1024 x 4096, float32", "ms", "/ optax", "relative difference"))
     ratio = median_ratio(cost.ours, cost.optax)
+    table.add_row("optax", _milliseconds(cost.optax), "1.00", "")
     table.add_row("celo2_harness", _milliseconds(cost.ours), f"{ratio:.2f}", f"{cost.difference:.1e}")
     return table, cost._asdict()
 
@@ -152,14 +146,11 @@ def _training(config: Config) -> tuple[Table, dict[str, Any]]:
         rounds=config.rounds,
         on_round=lambda done: _progress(f"round {done} of {config.rounds}"),
     )
-    table = Table("optimizer", box=None, pad_edge=False, header_style="bold")
-    for heading in ("ms per step", "optimizer's share"):
-        table.add_column(heading, justify="right")
+    caption = f"{model}, {task.tokens_per_batch} bytes a step, {config.rounds} rounds"
+    table = _table(("optimizer", "ms per step", "optimizer's share"), caption)
     for name, seconds in times.items():
         share = 1.0 - median_ratio(times[GRADIENT], seconds)
         table.add_row(name, _milliseconds(seconds), "" if name == GRADIENT else f"{100 * max(0.0, share):.0f}%")
-    table.caption = f"{model}, {task.tokens_per_batch} bytes a step, {config.rounds} rounds"
-    table.caption_justify = "left"
     return table, times
 
 
@@ -168,39 +159,42 @@ def _plan(config: Config) -> tuple[Table, dict[str, Any]]:
         return _estimate(config)
     mesh = device_mesh(config.mesh)  # before anything starts JAX
     model, shapes = _shapes(config)
-    table = Table("MB per device", box=None, pad_edge=False, header_style="bold")
-    memory, traffic = Plan._fields[:4], Plan._fields[4:]
-    for heading in (*memory, "total", *traffic):
-        table.add_column(heading, justify="right")
+    table = _table(
+        ("MB per device", *Plan._fields[:4], "total", *Plan._fields[4:]),
+        f"{model} on a mesh of {config.mesh}; temporaries and collectives as XLA plans them",
+    )
     plans = {}
     for name, tx in _optimizers(config, sharding=mesh if mesh.size > 1 else None).items():
         plan = plans[name] = plan_update(tx, shapes, mesh)
-        megabytes = [f"{x / 1e6:.1f}" for x in (*plan[:4], plan.total, plan.sent)]
-        table.add_row(name, *megabytes[:-1], str(plan.collectives), megabytes[-1])
+        table.add_row(name, *_megabytes(*plan[:4], plan.total), str(plan.collectives), *_megabytes(plan.sent))
         _progress(f"planned {name}")
-    table.caption = f"{model} on a mesh of {config.mesh}; temporaries and collectives as XLA plans them"
-    table.caption_justify = "left"
     return table, {name: plan._asdict() for name, plan in plans.items()}
 
 
 def _estimate(config: Config) -> tuple[Table, dict[str, Any]]:
     model, shapes = _shapes(config)
-    table = Table("MB per device", box=None, pad_edge=False, header_style="bold")
-    for heading in ("parameters", "gradients", "state", "total", "sent", "collectives", "matrices"):
-        table.add_column(heading, justify="right")
-    estimates = {}
-    lengths = mesh_lengths(config.mesh)
+    table = _table(
+        ("MB per device", "parameters", "gradients", "state", "total", "sent", "collectives", "matrices"),
+        f"{model} on a mesh of {config.mesh}, by formula; collectives and what a device sends into them are those of"
+        " the orthogonalisation, matrices those that the busiest device orthogonalises",
+    )
+    estimates, lengths = {}, mesh_lengths(config.mesh)
     for name, tx in _optimizers(config).items():
         if name not in PEERS:
             got = estimates[name] = estimate_update(tx, shapes, lengths, orthogonalized=name in ORTHOGONAL)
-            megabytes = [f"{x / 1e6:.1f}" for x in (*got[:3], got.total, got.sent)]
-            table.add_row(name, *megabytes, str(got.collectives), str(got.matrices))
-    table.caption = (
-        f"{model} on a mesh of {config.mesh}, by formula; collectives and what a device sends into them are those of"
-        " the orthogonalisation, matrices those that the busiest device orthogonalises"
-    )
-    table.caption_justify = "left"
+            table.add_row(name, *_megabytes(*got[:3], got.total, got.sent), str(got.collectives), str(got.matrices))
     return table, {name: got._asdict() for name, got in estimates.items()}
+
+
+def _table(headings: tuple[str, ...], caption: str | None = None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left")
+    return table
+
+
+def _megabytes(*sizes: int) -> list[str]:
+    return [f"{size / 1e6:.1f}" for size in sizes]
 
 
 def _shapes(config: Config) -> tuple[str, Any]:

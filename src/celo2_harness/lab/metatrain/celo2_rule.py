@@ -23,8 +23,10 @@ from celo2_harness.rule import (
     init_mean_square,
     init_moments,
     leaf_direction,
+    matrix_mean_square,
     newton_schulz,
     rms_divisor,
+    rolling_mean_square,
 )
 from celo2_harness.weights import Weights, load_weights, save_weights
 
@@ -125,11 +127,13 @@ class Celo2Learning:
         direction = _computed_once(direction, moments.nu)
         if self.orthogonalize and view.is_matrix:
             direction = _orthogonalized(direction)
-        square = state.square
+        running = state.square
         if self.rule.normalization != "none":
-            divisor, square = rms_divisor(self.rule.normalization, view, direction, square, count + 1)
-            direction = direction / divisor
-        return view.invert(direction), LearnedState(moments, square)
+            square = matrix_mean_square(view, direction)
+            if running is not None:
+                square = running = rolling_mean_square(running, square)
+            direction = direction / rms_divisor(self.rule.normalization, square, count + 1)
+        return view.invert(direction), LearnedState(moments, running)
 
     def weights(self, theta: Theta, provenance: Mapping[str, Any]) -> AnyWeights:
         """Returns theta as weights that can be saved and used."""

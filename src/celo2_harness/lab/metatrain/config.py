@@ -148,9 +148,13 @@ def config_from(record: Mapping[str, Any]) -> MetaTrainConfig:
         >>> config_from(dataclasses.asdict(MetaTrainConfig(seed=3))).seed
         3
     """
-    tuples = lambda fields: {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+    def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
     try:
         fields = tuples(record)
-        return MetaTrainConfig(**fields | {"rule": RuleConfig(**tuples(fields["rule"]))})
+        fields["rule"] = RuleConfig(**tuples(record["rule"]))
+        return MetaTrainConfig(**fields)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a configuration of a meta-training run: {error}") from None

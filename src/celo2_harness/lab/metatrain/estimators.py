@@ -32,7 +32,7 @@ Numbers = Any
 
 @runtime_checkable
 class Settings(Protocol):
-    """What an estimator asks of a run: the fields of `MetaTrainConfig` with these names."""
+    """The part of a recipe that an estimator looks at: fields of `MetaTrainConfig`."""
 
     @property
     def shortest_unroll(self) -> int: ...
@@ -54,9 +54,12 @@ class Settings(Protocol):
 
 
 class TaskState(NamedTuple):
-    """What a task keeps from one outer iteration to the next; `unrolls` has the sign of the pair as first axis.
+    """What a task keeps from one outer iteration to the next; estimators that always start afresh keep None.
 
-    Estimators that always start afresh keep None.
+    Attributes:
+        unrolls: The unrolls of the antithetic pair, with the sign as first axis.
+        clock: Where they stand.
+        xi: The sum of perturbations since they began.
     """
 
     unrolls: Any
@@ -65,7 +68,14 @@ class TaskState(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Of one task: estimate of the meta-gradient, new state, mean meta-loss of the pair, whether it restarted."""
+    """What an outer iteration of one task gives.
+
+    Attributes:
+        gradient: The estimate of the meta-gradient.
+        state: The new state of the task.
+        meta_loss: The mean meta-loss of the antithetic pair.
+        restarted: Whether the task restarted.
+    """
 
     gradient: Any
     state: TaskState | None
@@ -80,26 +90,31 @@ Iterate = Callable[[Settings, InnerProblem, Numbers, TaskState | None, Any, Int[
 
 
 class Estimator(NamedTuple):
-    """An estimator for one task, to be vectorised over tasks."""
+    """An estimator for one task, to be vectorised over tasks.
+
+    Attributes:
+        init: A function that gives the first state of a task.
+        estimate: A function that takes an outer iteration of a task.
+    """
 
     init: Init
     estimate: Iterate
 
 
 def bounded_loss(loss: Float[Array, "*n"], bound: float) -> Float[Array, "*n"]:
-    """The meta-loss of a step: the training loss in [0, bound], NaN counted as the upper end."""
+    """Returns the meta-loss of a step: the training loss in [0, bound], NaN counted as the upper end."""
     return jnp.clip(jnp.where(jnp.isnan(loss), bound, loss), 0.0, bound)
 
 
 def step_weight(config: Settings, clock: Clock) -> Float[Array, ""]:
-    """w: 1 for the mean of an unroll; for its end, 1 / `last_part` in that last part of it and 0 before."""
+    """Returns w: 1 for the mean of an unroll; for its end, 1 / `last_part` in that last part of it and 0 before."""
     if config.meta_loss == "mean":
         return jnp.ones_like(clock.step, jnp.float32)
     return jnp.where(clock.step >= (1.0 - config.last_part) * clock.length, 1.0 / config.last_part, 0.0)
 
 
 def draw_perturbation(sigma: float, theta: Numbers, key: Array) -> Numbers:
-    """eps ~ N(0, sigma^2) for every number of theta."""
+    """Draws eps ~ N(0, sigma^2) for every number of theta."""
     leaves, treedef = jax.tree.flatten(theta)
     keys = jax.random.split(key, len(leaves))
     return treedef.unflatten([sigma * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])

@@ -16,6 +16,7 @@ from celo2_harness.schedules import SCHEDULES
 
 # Unrolls differ in length, and schedules want a number: so each is made once, and looked up by the part that is done.
 _SCHEDULE_STEPS = 1000
+_WARMUP = 0.05
 
 
 class Unroll(NamedTuple):
@@ -34,7 +35,7 @@ class Unroll(NamedTuple):
     learning_rate: Float[Array, ""]
 
 
-def kernel_view(shape: tuple[int, int]) -> MatrixView:
+def kernel_view(shape: tuple[int, ...]) -> MatrixView:
     """Returns the view of a kernel that is stored outputs x inputs, without turning it round.
 
     The rule does not care which axis is called the row, but which one is longer, and of a square the last one counts:
@@ -110,7 +111,7 @@ def training_step(
 
 def step_size_factor(config: MetaTrainConfig, clock: Clock) -> Float[Array, "..."]:
     """Returns the factor of the step size at a step of an unroll, by the schedule of the same name."""
-    schedule = SCHEDULES[config.inner_schedule](_SCHEDULE_STEPS)
+    schedule = SCHEDULES[config.inner_schedule](_SCHEDULE_STEPS, _WARMUP)
     return jnp.asarray(schedule(_SCHEDULE_STEPS * clock.step / clock.length), jnp.float32)
 
 

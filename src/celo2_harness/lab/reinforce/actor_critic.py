@@ -18,9 +18,9 @@ class ConvolutionConfig(NamedTuple):
     """A convolutional layer.
 
     Attributes:
-        features: Output channels.
-        side: Height and width of the kernel.
-        stride: Between neighbouring outputs; it divides the side.
+        features: The number of output channels.
+        side: The height and width of the kernel.
+        stride: The distance between neighbouring outputs; it divides the side.
     """
 
     features: int
@@ -36,10 +36,10 @@ class ActorCriticConfig:
     """The size of a network.
 
     Attributes:
-        observation_shape: Height, width and channels of what it sees.
-        actions: How many actions the policy chooses from.
+        observation_shape: The height, width and channels of what it sees.
+        actions: The number of actions that the policy chooses from.
         convolutions: The convolutional layers, without padding; none for a plain perceptron.
-        hidden: Units of the layer between them and the heads.
+        hidden: The units of the layer between them and the heads.
     """
 
     observation_shape: tuple[int, int, int]
@@ -51,7 +51,7 @@ class ActorCriticConfig:
         self.flat_size()
 
     def flat_size(self) -> int:
-        """How many numbers the convolutional layers leave.
+        """Returns the number of values that the convolutional layers leave.
 
         >>> ActorCriticConfig((84, 84, 4), actions=3).flat_size()
         3136
@@ -99,7 +99,7 @@ class ActorCritic(nnx.Module):
     about equally likely at first) and 1 in the value; biases start at 0.
 
     Args:
-        config: Its size.
+        config: The size.
         rngs: The source of the initial values; only the `params` stream is used.
 
     >>> config = ActorCriticConfig((84, 84, 4), actions=3)
@@ -134,7 +134,7 @@ def init_actor_critic(config: ActorCriticConfig, key: jax.Array) -> Params:
     """Returns new parameters for a network.
 
     Args:
-        config: Its size.
+        config: The size.
         key: A JAX random key.
 
     Returns:
@@ -151,7 +151,7 @@ def apply_actor_critic(
     Args:
         config: The size of the network.
         params: Parameters from `init_actor_critic`.
-        observations: Numbers from 0 to 255; the network sees them from 0 to 1.
+        observations: Pixels from 0 to 255; the network sees them from 0 to 1.
 
     Returns:
         Logits and values.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from celo2_harness.lab.reinforce.transition import Transition
+from celo2_harness.lab.reinforce.environments import Transition
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class AtariConfig:
     """The preprocessing, in the form that most published PPO results use.
 
     Attributes:
-        frame_skip: Frames per agent step; the last two are merged by their maximum, because sprites flicker.
-        size: Height and width that grayscale frames are shrunk to.
-        stack: Frames in an observation.
-        noop_max: An episode starts with up to so many steps of doing nothing, drawn at random.
-        fire_on_reset: Press fire after that, in games that wait for it.
-        repeat_action_probability: Of sticky actions; 0 for none.
-        life_is_terminal: Tell the learner that a lost life ends its future. The game goes on all the same.
-        max_frames: Games are cut off after so many frames (half an hour of play).
+        frame_skip: The frames per agent step; the last two are merged by their maximum, because sprites flicker.
+        size: The height and width that grayscale frames are shrunk to.
+        stack: The frames in an observation.
+        noop_max: The most steps of doing nothing that an episode starts with, drawn at random.
+        fire_on_reset: Whether fire is pressed after that, in games that wait for it.
+        repeat_action_probability: The probability of sticky actions; 0 for none.
+        life_is_terminal: Whether the learner is told that a lost life ends its future. The game goes on all the same.
+        max_frames: The frames after which games are cut off (half an hour of play).
     """
 
     frame_skip: int = 4
@@ -41,12 +41,12 @@ class Atari:
     """Copies of an Atari game; `Environments`.
 
     Args:
-        game: Name of the ROM, in snake case.
-        count: How many copies.
+        game: The name of the ROM, in snake case.
+        count: The number of copies.
         config: The preprocessing.
 
     Raises:
-        ImportError: if ale-py or gymnasium is missing.
+        ImportError: If ale-py or gymnasium is missing.
     """
 
     def __init__(self, game: str, count: int, config: AtariConfig = AtariConfig()):
@@ -77,12 +77,12 @@ class Atari:
 
     @property
     def count(self) -> int:
-        """How many copies there are."""
+        """The number of copies."""
         return self._count
 
     @property
     def actions(self) -> int:
-        """How many of the 18 actions of the console make a difference in the game."""
+        """The number of actions, out of the 18 of the console, that make a difference in the game."""
         return len(self._ale.ale.get_action_set())
 
     @property

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Key, UInt8
 
-from celo2_harness.lab.reinforce.transition import Transition
+from celo2_harness.lab.reinforce.environments import Transition
 
 ROWS, COLUMNS = 10, 5
 
@@ -17,10 +17,10 @@ class CatchState(NamedTuple):
     """A board.
 
     Attributes:
-        key: Where the next balls come from.
-        ball_row: 0 at the top.
-        ball_column: Does not change while the ball falls.
-        paddle: Column of the paddle, in the last row.
+        key: The randomness of the next balls.
+        ball_row: The row of the ball, 0 at the top.
+        ball_column: The column of the ball, which does not change while it falls.
+        paddle: The column of the paddle, which is in the last row.
     """
 
     key: Key[Array, "*boards"]
@@ -30,7 +30,7 @@ class CatchState(NamedTuple):
 
 
 def start_catch(key: Key[Array, ""]) -> CatchState:
-    """A board with the ball in the top row, at random, and the paddle in the middle.
+    """Returns a board with the ball in the top row, at random, and the paddle in the middle.
 
     >>> int(start_catch(jax.random.key(0)).paddle)
     2
@@ -61,7 +61,7 @@ def step_catch(state: CatchState, action: Int32[Array, ""]) -> tuple[CatchState,
 
 
 def show_catch(state: CatchState) -> UInt8[Array, "rows columns 1"]:
-    """The board as a picture, 255 where ball and paddle are."""
+    """Returns the board as a picture, 255 where ball and paddle are."""
     board = jnp.zeros((ROWS, COLUMNS, 1), jnp.uint8)
     return board.at[state.ball_row, state.ball_column].set(255).at[ROWS - 1, state.paddle].set(255)
 
@@ -82,7 +82,7 @@ class Catch:
     """Copies of the game; `Environments`. An episode has nine steps, and a return of 1 or -1.
 
     Args:
-        count: How many copies.
+        count: The number of copies.
     """
 
     def __init__(self, count: int):
@@ -91,7 +91,7 @@ class Catch:
 
     @property
     def count(self) -> int:
-        """How many copies there are."""
+        """The number of copies."""
         return self._count
 
     @property

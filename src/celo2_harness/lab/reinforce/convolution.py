@@ -16,20 +16,20 @@ Outputs = Float[Array, "batch rows columns outputs"]
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(images: Images, kernel: Kernel, stride: int) -> Outputs:
-    """Convolution of images with a square kernel, without padding.
+    """Convolves images with a square kernel, without padding.
 
     y[b, i, j, o] = sum over u, v, c of x[b, s i + u, s j + v, c] k[u, v, c, o], with s the stride.
 
     Args:
-        images: What to convolve, channels last.
-        kernel: Height, width, inputs, outputs.
-        stride: Between neighbouring outputs; it divides the side of the kernel.
+        images: The images, channels last.
+        kernel: The kernel (height, width, inputs, outputs).
+        stride: The distance between neighbouring outputs; it divides the side of the kernel.
 
     Returns:
         The outputs, (height - side) // stride + 1 rows and accordingly many columns.
 
     Raises:
-        ValueError: if the stride does not divide the side of the kernel.
+        ValueError: If the stride does not divide the side of the kernel.
 
     >>> convolve(jnp.ones((2, 9, 9, 3)), jnp.ones((4, 4, 3, 5)), 2).shape
     (2, 3, 3, 5)

@@ -16,15 +16,15 @@ class PPOConfig:
     """The settings of PPO; the defaults are those that are usual for Atari.
 
     Attributes:
-        environments: Copies of the game.
-        rollout: Steps of every copy between two updates.
-        epochs: How often an update goes through what was collected.
-        minibatches: Parts of it, each good for one optimizer step.
-        discount: Weight of a reward one step later, gamma.
-        gae_lambda: Weight of the advantage estimate one step longer, lambda.
+        environments: The number of copies of the game.
+        rollout: The number of steps of every copy between two updates.
+        epochs: The number of times that an update goes through what was collected.
+        minibatches: The number of parts of what was collected, each good for one optimizer step.
+        discount: The weight of a reward one step later, gamma.
+        gae_lambda: The weight of the advantage estimate one step longer, lambda.
         clip: How far the probability of an action may move from what it was, as a fraction; also how far a value may.
-        entropy_coefficient: Weight of the policy's entropy in the loss.
-        value_coefficient: Weight of the squared error of the values.
+        entropy_coefficient: The weight of the policy's entropy in the loss.
+        value_coefficient: The weight of the squared error of the values.
         max_gradient_norm: Gradients with a larger norm are scaled down to it before any optimizer sees them.
         reward_limit: Rewards are clipped to [-limit, limit] for learning; the returns that are reported are not.
     """
@@ -58,11 +58,11 @@ class PPOConfig:
 
     @property
     def batch(self) -> int:
-        """Agent steps per update."""
+        """The number of agent steps per update."""
         return self.environments * self.rollout
 
     def updates(self, steps: int) -> int:
-        """How many updates make up so many agent steps, rounded up.
+        """Returns the number of updates that make up so many agent steps, rounded up.
 
         >>> PPOConfig().updates(500_000), PPOConfig().optimizer_steps(500_000)
         (489, 7824)
@@ -70,7 +70,7 @@ class PPOConfig:
         return -(-steps // self.batch)
 
     def optimizer_steps(self, steps: int) -> int:
-        """How many steps an optimizer takes over so many agent steps."""
+        """Returns the number of steps that an optimizer takes over so many agent steps."""
         return self.updates(steps) * self.epochs * self.minibatches
 
 
@@ -80,7 +80,7 @@ class Samples(NamedTuple):
     Attributes:
         observations: What was seen.
         actions: What was done.
-        log_probabilities: Of the actions, under the policy that chose them.
+        log_probabilities: The logarithms of the probabilities of the actions, under the policy that chose them.
         values: What the value head said then.
         advantages: How much better than that the actions turned out.
         returns: What the value should have been.
@@ -99,11 +99,11 @@ class Losses(NamedTuple):
 
     Attributes:
         loss: policy - entropy_coefficient x entropy + value_coefficient x value.
-        policy: Of the policy.
-        value: Of the values, half a mean square.
-        entropy: Of the policy, in nats.
+        policy: The loss of the policy.
+        value: The loss of the values, half a mean square.
+        entropy: The entropy of the policy, in nats.
         divergence: An estimate of the Kullback-Leibler divergence of the new policy from the one that collected.
-        clipped: Fraction of samples whose ratio is outside the clipping range.
+        clipped: The fraction of samples whose ratio is outside the clipping range.
     """
 
     loss: Float32[Array, ""]
@@ -128,12 +128,12 @@ def generalized_advantages(
     count as 0.
 
     Args:
-        rewards: Of each step.
-        values: Of the states that the steps were taken in.
+        rewards: The reward of each step.
+        values: The values of the states that the steps were taken in.
         terminals: Whether a step was the last of its episode.
-        last_values: Of the states after the last step.
-        discount: gamma.
-        gae_lambda: lambda.
+        last_values: The values of the states after the last step.
+        discount: The weight gamma.
+        gae_lambda: The weight lambda.
 
     Returns:
         The advantages.
@@ -166,7 +166,7 @@ def ppo_loss(
     Args:
         config: The coefficients.
         network: The size of the network.
-        params: Its parameters.
+        params: The parameters of the network.
         samples: A minibatch.
 
     Returns:

@@ -1,52 +1,33 @@
-"""A run of reinforcement learning in a folder: what it writes down, its checkpoints, and how it is resumed."""
+"""A run of an agent in a folder."""
 
 import dataclasses
-import json
 import math
 import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import optax
+from typing import Any, NamedTuple
 
 from celo2_harness.lab.errors import InputError
-from celo2_harness.lab.reinforce import ActorCriticConfig, Environments, PPOConfig
-from celo2_harness.lab.reinforce.train import PPOProgress, fit_ppo, init_ppo
-from celo2_harness.lab.training.folder import CHECKPOINTS, METRICS, holds_run, prepare_folder, read_header, read_lines
-from celo2_harness.lab.training.locks import lock_folder
-from celo2_harness.lab.training.orbax import Checkpoints, refuse_difference
-from celo2_harness.lab.training.provenance import provenance
-from celo2_harness.weights.files import replace_file
-
-
-def finite_or_none(value):
-    return value if math.isfinite(value) else None
-
-
-def write_line(path, record):
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-
-
-def write_lines(path, records):
-    replace_file(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode())
-
+from celo2_harness.lab.reinforce.actor_critic import ActorCriticConfig
+from celo2_harness.lab.reinforce.environments import Environments
+from celo2_harness.lab.reinforce.loop import PPOUpdate, init_agent, train_agent
+from celo2_harness.lab.reinforce.ppo import PPOConfig
+from celo2_harness.lab.training.folder import Progress, Status, open_run
+from celo2_harness.lab.training.loop import TrainState
+from celo2_harness.lab.training.optimizers import OptimizerSpec
 
 LAST_EPISODES = 100
-"""How many of the last episodes the final score of a run is the mean of."""
+"""The number of last episodes that the final score of a run is the mean of."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ReinforceConfig:
     """How long a run is and when it is saved.
 
     Attributes:
-        steps: Agent steps, over all copies of the game; rounded up to whole updates.
-        seed: Determines the initial parameters, the games, and what is drawn; 0 to 2^32 - 1.
-        checkpoint_every: Updates between checkpoints. The last one is saved always.
+        steps: The number of agent steps, over all copies of the game; rounded up to whole updates.
+        seed: The seed of the initial parameters, the games, and what is drawn; 0 to 2^32 - 1.
+        checkpoint_every: The number of updates between checkpoints. The last one is saved always.
     """
 
     steps: int
@@ -66,12 +47,12 @@ class ReinforceResult(NamedTuple):
 
     Attributes:
         status: "finished", "diverged" (the loss became NaN or infinite), or "interrupted" (saved and stopped).
-        step: Agent steps taken.
+        step: The number of agent steps taken.
         score: The mean return of the last 100 episodes, or of all where there were fewer; None without any.
-        episodes: How many episodes that are.
+        episodes: The number of episodes that this is the mean of.
     """
 
-    status: Literal["finished", "diverged", "interrupted"]
+    status: Status
     step: int
     score: float | None
     episodes: int
@@ -81,36 +62,31 @@ def reinforce(
     environments: Environments,
     network: ActorCriticConfig,
     ppo: PPOConfig,
-    tx: optax.GradientTransformation,
+    spec: OptimizerSpec,
     config: ReinforceConfig,
     folder: Path,
     *,
-    settings: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
     resume: bool = False,
-    learning_rate: Callable[[int], Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_start: Callable[[int], None] = lambda step: None,
-    on_progress: Callable[[PPOProgress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> ReinforceResult:
     """Trains an agent in a folder: metrics go to `metrics.jsonl`, checkpoints to `checkpoints/`.
 
-    `metrics.jsonl` has a header, a line per episode with its return, a line per update with losses and speed, and a
-    line for the end. A resumed run goes on from the last checkpoint (parameters, optimizer state and step) with new
-    games, since the emulators cannot be saved; lines after that checkpoint are cut off.
+    The metrics have a line of kind "episode" per episode with its return, and one of kind "update" per update with
+    losses and speed; steps are agent steps. A resumed run goes on from the last checkpoint with new games, since
+    emulators cannot be saved.
 
     Args:
-        environments: As many copies of the game as `ppo` says.
+        environments: The copies of the game, as many as `ppo` says.
         network: The network, made for them.
         ppo: The settings of PPO.
-        tx: The optimizer.
+        spec: The optimizer.
         config: Length, seed and intervals.
-        folder: The run folder, made where missing. One that holds a run is refused unless `resume`.
-        settings: The optimizer, as JSON can hold it. A run with another one, another game or other settings of PPO is
-            not resumed.
-        options: What the caller wants to find again with `saved_options`; written to the header, never compared.
-        resume: Continue the run in the folder from its last checkpoint, or from the start where it has none.
-        learning_rate: The learning rate as a function of the optimizer step, only to be written down.
+        folder: The run folder. It is made if missing; one that holds a run is refused unless `resume`.
+        options: What the caller wants to find again with `read_header`. It is never compared.
+        resume: Whether to continue the run in the folder, from its last checkpoint or from the start.
         should_stop: Asked after every update; once it says yes, a checkpoint is saved and the run returns.
         on_start: Called with the agent step to start from, after everything was checked and restored.
         on_progress: Called after every update.
@@ -119,133 +95,53 @@ def reinforce(
         How the run ended.
 
     Raises:
-        InputError: if the folder cannot be used, another process works in it, or the run in it cannot be resumed.
-            Nothing in it was changed then.
+        InputError: As `open_run`.
     """
-    described = {
+    settings = {
         "environment": environments.describe(),
         "network": dataclasses.asdict(network),
         "ppo": dataclasses.asdict(ppo),
-        **settings,
+        "optimizer": dict(spec.settings),
         "run": {"steps": config.steps, "seed": config.seed},
     }
-    # As it comes back from a file: JSON has lists where Python has tuples.
-    described = json.loads(json.dumps(described))
-    if resume:
-        read_header(folder)  # refuses a folder without a run
-    prepare_folder(folder)
-    with lock_folder(folder):
-        return _locked(
-            environments,
-            network,
-            ppo,
-            tx,
-            config,
-            folder,
-            {"kind": "header", "settings": described, "options": dict(options or {})},
-            resume,
-            learning_rate,
-            should_stop,
-            on_start,
-            on_progress,
+    with open_run(folder, settings, options=options, resume=resume) as run:
+        status = run.status
+        if status is None:
+            first = init_agent(network, spec.tx, config.seed)
+            start, (params, opt_state) = run.begin((first.params, first.opt_state))
+            on_start(start)
+            state, updates = TrainState(start // ppo.batch, params, opt_state), ppo.updates(config.steps)
+            agent = train_agent(environments, network, ppo, spec.tx, state, updates=updates, seed=config.seed)
+            status = run.follow(
+                _progress(agent, ppo, spec),
+                steps=updates * ppo.batch,
+                checkpoint_every=config.checkpoint_every * ppo.batch,
+                should_stop=should_stop,
+                on_progress=on_progress,
+            )
+        returns = [line["return"] for line in run.lines if line["kind"] == "episode"][-LAST_EPISODES:]
+        step = max((line["step"] for line in run.lines), default=0)
+        return ReinforceResult(status, step, statistics.fmean(returns) if returns else None, len(returns))
+
+
+def _progress(agent: Iterator[PPOUpdate], ppo: PPOConfig, spec: OptimizerSpec) -> Iterator[Progress]:
+    returns: list[float] = []
+    for count, now in enumerate(agent):
+        step, losses = now.state.step * ppo.batch, {name: float(x) for name, x in now.losses._asdict().items()}
+        episodes = [
+            {"kind": "episode", "step": episode.step, "return": episode.total, "length": episode.length}
+            for episode in now.episodes
+        ]
+        rate = float(spec.schedule(now.state.step * ppo.epochs * ppo.minibatches - 1))
+        update = {"kind": "update", **losses, "learning_rate": rate}
+        if count:  # The first update of a process is mostly compilation.
+            update["steps_per_second"] = round(ppo.batch / now.seconds, 1)
+        returns = [*returns, *(episode.total for episode in now.episodes)][-LAST_EPISODES:]
+        text = f"return {statistics.fmean(returns):.1f}" if returns else ""
+        yield Progress(
+            step,
+            (now.state.params, now.state.opt_state),
+            (*episodes, update),
+            diverged=not all(map(math.isfinite, losses.values())),
+            text=lambda text=text: text,
         )
-
-
-def _locked(
-    environments: Environments,
-    network: ActorCriticConfig,
-    ppo: PPOConfig,
-    tx: optax.GradientTransformation,
-    config: ReinforceConfig,
-    folder: Path,
-    header: dict[str, Any],
-    resume: bool,
-    learning_rate: Callable[[int], Any] | None,
-    should_stop: Callable[[], bool],
-    on_start: Callable[[int], None],
-    on_progress: Callable[[PPOProgress], None],
-) -> ReinforceResult:
-    metrics, settings = folder / METRICS, header["settings"]
-    lines = read_lines(metrics)
-    if resume:
-        refuse_difference(f"{metrics}", lines[0]["settings"], settings)
-    elif holds_run(folder):
-        raise InputError(f"out: {folder} holds a run already; add --resume to continue it, or choose another folder")
-    if lines and lines[-1]["kind"] == "end":
-        return _result(lines)
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-    try:
-        state = init_ppo(network, tx, config.seed)
-        if saved := checkpoints.steps():
-            state = checkpoints.restore(saved[-1], state, settings)
-        done = state.step * ppo.batch
-        on_start(done)
-        kept = [line for line in lines[1:] if line["step"] <= done]
-        write_lines(metrics, [*lines[:1], *kept] if lines else [header | provenance()])
-        writer = _Writer(metrics, ppo, learning_rate, kept)
-        status, step = "finished", done
-        updates = ppo.updates(config.steps)
-        for progress in fit_ppo(environments, network, ppo, tx, state, updates=updates, seed=config.seed):
-            state, step = progress.state, progress.state.step * ppo.batch
-            if not writer.write(progress):
-                status = "diverged"
-                break
-            on_progress(progress)
-            last = state.step == updates
-            stopped = should_stop() and not last
-            if state.step % config.checkpoint_every == 0 or last or stopped:
-                checkpoints.save(state, settings)
-            if stopped:
-                return _result(read_lines(metrics))._replace(status="interrupted", step=step)
-        writer.write_end(status, step)
-    finally:
-        checkpoints.close()
-    return _result(read_lines(metrics))
-
-
-def _result(lines: list[dict[str, Any]]) -> ReinforceResult:
-    returns = [line["return"] for line in lines if line["kind"] == "episode"][-LAST_EPISODES:]
-    end = lines[-1]
-    score = statistics.fmean(returns) if returns else None
-    return ReinforceResult(end.get("status", "interrupted"), end.get("step", 0), score, len(returns))
-
-
-class _Writer:
-    """Writes the metrics of a run, line by line."""
-
-    def __init__(
-        self,
-        path: Path,
-        ppo: PPOConfig,
-        learning_rate: Callable[[int], Any] | None,
-        written: list[dict[str, Any]],
-    ):
-        self._path, self._ppo, self._learning_rate = path, ppo, learning_rate
-        self._seconds_before = max((line["seconds"] for line in written), default=0.0)
-        self._started = time.perf_counter()
-        self._compiled = False
-
-    def write(self, progress: PPOProgress) -> bool:
-        """Writes what an update brought; returns False if a loss was no longer a finite number."""
-        seconds = self._time()
-        for episode in progress.episodes:
-            record = {"kind": "episode", "step": episode.step, "return": episode.total, "length": episode.length}
-            write_line(self._path, record | seconds)
-        losses = {name: float(value) for name, value in progress.losses._asdict().items()}
-        record = {"kind": "update", "step": progress.state.step * self._ppo.batch}
-        record |= {name: finite_or_none(value) for name, value in losses.items()}
-        if self._learning_rate is not None:
-            taken = progress.state.step * self._ppo.epochs * self._ppo.minibatches
-            record["learning_rate"] = float(self._learning_rate(taken - 1))
-        if self._compiled:  # the first update of a process is mostly compilation
-            record["steps_per_second"] = round(self._ppo.batch / progress.seconds, 1)
-        self._compiled = True
-        write_line(self._path, record | seconds)
-        return all(map(math.isfinite, losses.values()))
-
-    def write_end(self, status: str, step: int) -> None:
-        """Writes the last line."""
-        write_line(self._path, {"kind": "end", "step": step, "status": status} | self._time())
-
-    def _time(self) -> dict[str, float]:
-        return {"seconds": round(self._seconds_before + time.perf_counter() - self._started, 3)}

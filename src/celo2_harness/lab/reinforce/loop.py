@@ -1,4 +1,4 @@
-"""The loop of proximal policy optimisation, as a generator: play, learn from it, and yield what came out."""
+"""The loop of proximal policy optimisation, as a generator: it plays, learns from it, and yields what came out."""
 
 import time
 from collections.abc import Iterator
@@ -11,17 +11,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float32, Int32, Key, UInt8
 
-from celo2_harness.lab.reinforce import (
-    ActorCriticConfig,
-    Environments,
-    Losses,
-    PPOConfig,
-    Samples,
-    apply_actor_critic,
-    generalized_advantages,
-    init_actor_critic,
-    ppo_loss,
-)
+from celo2_harness.lab.reinforce.actor_critic import ActorCriticConfig, apply_actor_critic, init_actor_critic
+from celo2_harness.lab.reinforce.environments import Environments
+from celo2_harness.lab.reinforce.ppo import Losses, PPOConfig, Samples, generalized_advantages, ppo_loss
 from celo2_harness.lab.training.loop import TrainState
 
 
@@ -29,9 +21,9 @@ class Episode(NamedTuple):
     """A whole game.
 
     Attributes:
-        step: Agent steps, over all copies, when it was over.
-        total: Its return: the sum of its rewards, neither clipped nor discounted.
-        length: How many agent steps it had.
+        step: The number of agent steps, over all copies, when it was over.
+        total: The return: the sum of the rewards, neither clipped nor discounted.
+        length: The number of agent steps that it had.
     """
 
     step: int
@@ -39,13 +31,13 @@ class Episode(NamedTuple):
     length: int
 
 
-class PPOProgress(NamedTuple):
+class PPOUpdate(NamedTuple):
     """What is known after an update.
 
     Attributes:
         state: The state after it; its `step` counts updates. Its arrays are given away to the next update.
-        losses: Means over its optimizer steps.
-        episodes: The games that ended while it was collected for.
+        losses: The losses, means over the optimizer steps of the update.
+        episodes: The games that ended while the update was collected for.
         seconds: How long playing and learning took.
     """
 
@@ -66,13 +58,13 @@ class Rollout(NamedTuple):
     terminals: Bool[Array, "time count"]
 
 
-def init_ppo(network: ActorCriticConfig, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def init_agent(network: ActorCriticConfig, tx: optax.GradientTransformation, seed: int) -> TrainState:
     """Returns the state before the first update.
 
     Args:
         network: The network.
         tx: The optimizer.
-        seed: Determines the initial parameters; optimizers compared on a seed start from the same ones.
+        seed: The seed of the initial parameters; optimizers compared on a seed start from the same ones.
 
     Returns:
         The state at update 0.
@@ -94,10 +86,10 @@ def act(
 
     Args:
         network: The network.
-        params: Its parameters.
+        params: The parameters of the network.
         observations: What is seen.
-        key: Of the update that is collected for.
-        step: Within it; another one draws other actions.
+        key: The key of the update that is collected for.
+        step: The step within that update; another one draws other actions.
 
     Returns:
         The actions, the logarithms of their probabilities, and the values.
@@ -128,8 +120,8 @@ def ppo_update(
         params: The parameters; they and the optimizer's state are given away.
         opt_state: The optimizer's state.
         rollout: What was collected.
-        last_observations: What is seen after its last step.
-        key: For the shuffling.
+        last_observations: What is seen after the last step of the rollout.
+        key: The key of the shuffling.
 
     Returns:
         The new parameters, the new optimizer state, and the losses, means over all optimizer steps.
@@ -166,7 +158,7 @@ def ppo_update(
     return params, opt_state, jax.tree.map(jnp.mean, losses)
 
 
-def fit_ppo(
+def train_agent(
     environments: Environments,
     network: ActorCriticConfig,
     config: PPOConfig,
@@ -175,23 +167,23 @@ def fit_ppo(
     *,
     updates: int,
     seed: int,
-) -> Iterator[PPOProgress]:
+) -> Iterator[PPOUpdate]:
     """Trains from a state up to a number of updates, yielding after every one.
 
     The emulators cannot be saved, so a state from a checkpoint goes on with new games: episodes that were under way are
     not counted, and the numbers are not those of a run that was never stopped.
 
     Args:
-        environments: As many copies of the game as `config` says.
+        environments: The copies of the game, as many as `config` says.
         network: The network, made for them.
         config: The settings of PPO.
         tx: The optimizer.
         state: Where to start; its arrays are given away.
         updates: The total number of updates, those already done included.
-        seed: Determines the games and what is drawn.
+        seed: The seed of the games and of what is drawn.
 
     Yields:
-        A `PPOProgress` per update.
+        A `PPOUpdate` per update.
     """
     games = int(np.random.SeedSequence([seed, state.step]).generate_state(1)[0])
     observations = environments.reset(games)
@@ -208,7 +200,7 @@ def fit_ppo(
         )
         state = TrainState(state.step + 1, params, opt_state)
         losses = jax.block_until_ready(losses)
-        yield PPOProgress(state, losses, episodes, time.perf_counter() - started)
+        yield PPOUpdate(state, losses, episodes, time.perf_counter() - started)
 
 
 def _keys(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
