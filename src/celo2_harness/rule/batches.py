@@ -264,7 +264,7 @@ def _gather(
     ones = [1] * len(shape)
     position = jnp.asarray(start.reshape(-1, *ones))
     for axis, length in enumerate(shape):
-        along = jnp.arange(length).reshape([length if i == axis else 1 for i in range(len(shape))])
+        along = jnp.arange(length).reshape([1, *(length if i == axis else 1 for i in range(len(shape)))])
         position = position + jnp.asarray(strides[:, axis].reshape(-1, *ones)) * along
     marks = inside((len(lengths), *shape), lengths)
     found = flat.at[jnp.where(marks, position, 0)].get(mode="promise_in_bounds")

@@ -91,7 +91,7 @@ def input_scales(
                 means = jnp.mean(sums / (view.viewed[-1] // column_parts), axis=view.axes, keepdims=True)
             else:
                 count = count_inside(view.viewed, view.axes, lengths)
-                means = jnp.sum(sums, axis=view.axes, keepdims=True) / count
+                means = jnp.sum(sums, axis=view.axes, keepdims=True) / count[None]
         else:
             thin = jnp.stack([jnp.broadcast_to(product(factors), group.shape) for factors in squares])
             means = mean_over(thin, view.axes, lengths)

@@ -65,5 +65,7 @@ def mean_over(
     if lengths is None:
         return jnp.mean(x, axis=tuple(axes), keepdims=True)
     shape = x.shape[-1 - lengths.shape[1] :]
-    total = jnp.sum(jnp.where(inside(shape, lengths), x, 0.0), axis=tuple(axes), keepdims=True)
-    return total / count_inside(shape, axes, lengths)
+    further = tuple(range(x.ndim - len(shape)))
+    marks = jnp.expand_dims(inside(shape, lengths), further)
+    total = jnp.sum(jnp.where(marks, x, 0.0), axis=tuple(axes), keepdims=True)
+    return total / jnp.expand_dims(count_inside(shape, axes, lengths), further)
