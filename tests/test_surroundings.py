@@ -1,4 +1,4 @@
-"""What surrounds an optimizer: other libraries' metadata, meshes, leaves that are not trained, transformations of JAX."""
+"""What surrounds an optimizer: metadata of other libraries, meshes, frozen leaves, transformations of JAX."""
 
 import jax
 import jax.numpy as jnp
