@@ -29,6 +29,15 @@ collect_ignore = ["downstream"]
 jax.devices()
 
 
+@pytest.fixture(autouse=True)
+def rank_promotion(request):
+    """Strict projects forbid implicit rank promotion; the models of the lab and of the examples are written with it."""
+    models = {"lab", "test_examples.py", "test_docs.py", "test_convergence.py"} & set(request.path.parts)
+    level = "allow" if models else "raise"
+    with jax.numpy_rank_promotion(level):
+        yield
+
+
 @pytest.fixture
 def seed(request):
     """A number of the test's own; a failing test shows it among its fixtures."""

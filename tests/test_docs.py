@@ -32,8 +32,8 @@ import jax.numpy as jnp
 params = {"embed": {"embedding": jnp.ones((16, 8))}, "fc": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
 """
 }
-# Compiling a step of meta-training takes as long as all other examples together.
-SLOW = ("docs/research/meta-training.md",)
+# These compile the learned rule, or a step of meta-training, more than a few times.
+SLOW = ("docs/guide/wrappers.md", "docs/research/meta-training.md", "docs/research/velo.md")
 _BLOCK = re.compile(
     r"(?P<skip><!-- not run: [^>]+ -->\s*)?^(?P<indent>[ ]*)```(?P<language>python|pycon)\b[^\n]*\n"
     r"(?P<code>.*?)^[ ]*```",

@@ -168,7 +168,7 @@ def build(
     )
 
     def init_fn(params: Params) -> optax.OptState:
-        return _in_float32(plan.transformation(params)).init(params)
+        return _in_float32(plan.transformation(params, starting=True)).init(params)
 
     def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
         return _in_float32(plan.transformation(params)).update(updates, state, params, **extra_args)
@@ -412,9 +412,11 @@ class _Plan:
             settings["betas"] = terms.b1, terms.b2
         return self.group(key).direction(dataclasses.replace(self.settings, **settings))
 
-    def transformation(self, params: Params) -> optax.GradientTransformationExtraArgs:
+    def transformation(self, params: Params, starting: bool = False) -> optax.GradientTransformationExtraArgs:
         """The optimizer of trees with the paths and shapes of these parameters."""
         routes = self.routes(params)
+        if starting and self.preset.rest is not None and self.preset.rest.optimizer != self.preset.hidden.optimizer:
+            routing.warn_if_nothing_hidden(routes, self.preset.name, self.preset.rest.optimizer)
         keys = jax.tree.map(self.key, routes)
         settings = {
             "views": by_path(routes, lambda route: route.view),

@@ -17,6 +17,7 @@ from celo2_harness.routing.routes import (
     label_params as label_params,
     route as route,
     view_params as view_params,
+    warn_if_nothing_hidden as warn_if_nothing_hidden,
 )
 from celo2_harness.routing.rules import BUILT_IN as BUILT_IN, LABELS as LABELS, ROLES as ROLES, Rule as Rule
 from celo2_harness.routing.user_rules import RuleLike as RuleLike

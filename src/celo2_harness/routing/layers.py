@@ -42,7 +42,9 @@ def _kind(name: str) -> str:
         return "embedding"
     if name in _CELLS:
         return "cell"
-    return "conv" if name.startswith("Conv") else "norm" if name.endswith("Norm") else ""
+    if name.endswith("Norm") and name not in ("WeightNorm", "SpectralNorm"):  # these two hold no activations' scales
+        return "norm"
+    return "conv" if name.startswith("Conv") else ""
 
 
 class LayerReader:

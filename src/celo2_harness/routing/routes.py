@@ -1,6 +1,8 @@
 """Label and view of every leaf of a parameter tree."""
 
+import collections
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,6 +127,25 @@ def label_params(
     """
     routes = route(params, rules, strict=strict, per_head=per_head)
     return jax.tree.map(lambda found: found.label, routes)
+
+
+def warn_if_nothing_hidden(routes: PyTree, name: str, optimizer: str) -> None:
+    """Warns if not one leaf that is trained is a hidden matrix, as after `optax.flatten`.
+
+    Args:
+        routes: A tree of routes.
+        name: What the message calls the optimizer.
+        optimizer: The optimizer of all leaves that are not hidden.
+    """
+    labels = collections.Counter(found.label for found in jax.tree.leaves(routes) if found.label != "frozen")
+    if labels and not labels["hidden"]:
+        counted = ", ".join(f"{number} x {label}" for label, number in labels.items())
+        warnings.warn(
+            f"{name}: no leaf is a hidden matrix, so {optimizer} trains all there is: {counted}. Print"
+            " celo2_harness.describe(params). If matrices are missing, give the tree as the model has it (optax.flatten"
+            " makes one vector of it), or rules=[(regex, 'hidden')].",
+            stacklevel=2,
+        )
 
 
 def view_params(

@@ -61,9 +61,10 @@ def is_vector(leaf: Leaf) -> bool:
     biased = bool(leaf.name_words & {"bias", "biases"})
     if leaf.layer.kind in ("dense", "conv") and not biased or leaf.adapter:
         return False
-    if leaf.name_words & (say.LAYER | {"kernel", "w"}) and not biased:
+    last = words(leaf.name)[-1:]
+    if say.TOKEN.issuperset(last) or (leaf.name_words & (say.LAYER | {"kernel", "w"}) and not say.VECTOR & {*last}):
         return False
-    if leaf.name_words & say.VECTOR or leaf.name.lower() == "a_log":
+    if leaf.name_words & say.VECTOR or say.says_diagonal(leaf.name):
         return True
     # A matrix may be called b or g. A bias has a weight with more axes; a gain is a vector padded with ones.
     paired = leaf.weight is not None and bool(leaf.name_words & say.BIAS)
@@ -80,8 +81,8 @@ def is_padded_vector(leaf: Leaf) -> bool:
 
 
 def is_patch_embedding(leaf: Leaf) -> bool:
-    """Whether a leaf turns image patches into tokens: "patch_embed/proj", "patch_conv", "patchify"."""
-    return any(map(say.says_patch, leaf.parts))
+    """Whether a leaf turns image patches into tokens: "patch_embed/proj", "patchify", a convolution in "embedding"."""
+    return any(map(say.says_patch, leaf.parts)) or (leaf.rank >= 4 and any(map(say.says_embedding, leaf.names[-3:-1])))
 
 
 def is_embedding(leaf: Leaf) -> bool:
@@ -91,9 +92,8 @@ def is_embedding(leaf: Leaf) -> bool:
     """
     if leaf.layer.kind or leaf.adapter or is_padded_vector(leaf):
         return leaf.layer.kind == "embedding"
-    token = frozenset(words(leaf.name)[-1:]) & say.TOKEN
-    own = say.says_embedding(leaf.name) or (token and not leaf.name_words & say.LAYER)
-    return bool(own) or (say.says_embedding(leaf.owner) and not (leaf.is_weight and leaf.bias is not None))
+    layer = leaf.is_weight and leaf.bias is not None
+    return say.says_table(leaf.name) or (say.says_embedding(leaf.owner) and not layer)
 
 
 def is_head(leaf: Leaf) -> bool:

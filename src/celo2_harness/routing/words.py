@@ -43,11 +43,14 @@ _PROJECTION = _set("proj projection")
 
 EMBEDDING = _set("embed embeds embedder embedding embeddings emb embs wte wpe posemb codebook codebooks")
 # Only as the end of an array's own name: "cls_token" is an embedding, "token_mixing/kernel" is not.
-TOKEN = _set("token tokens pos positions positional registers prompt prompts latent latents")
+TOKEN = _set("token tokens pos positions positional registers prompt prompts latent latents table tables")
+# The parts of a diagonal state matrix A, and what RWKV keeps per channel.
+_PARTS = _set("log real imag re im")
+_TIME = _set("decay first faaaa mix")
 _PATCH = _set("patch patches")
 _PATCH_LAYER = EMBEDDING | _set("conv proj projection stem dense linear")
 
-_HEAD = _set("head heads lmhead lmheads logits classifier unembed unembedding readout")
+_HEAD = _set("head heads lmhead lmheads logits classifier unembed unembedding readout readouts")
 # "multi_head", "q_head", "map_head" (attention pooling) are no output layers.
 _NOT_A_HEAD = _set("multi attn attention q k v kv query key per map pool num norm")
 _ROOT_HEADS = _set("out output fcout projout outproj outputproj outputprojection outputlayer finallayer finaldense")
@@ -89,7 +92,10 @@ def says_norm(name: str) -> bool:
         >>> says_norm("conv_bn"), says_norm("bn_conv")
         (True, False)
     """
-    meaning = [word for word in words(name) if word in NORM or word in LAYER]
+    spoken = words(name)
+    if "weight" in spoken or "spectral" in spoken:  # these normalise a weight
+        return False
+    meaning = [word for word in spoken if word in NORM or word in LAYER]
     return bool(meaning) and (meaning[-1] in NORM or meaning[-1] == "mlp" and meaning[0] in NORM)
 
 
@@ -122,6 +128,32 @@ def says_head(name: str) -> bool:
         return False
     untied = meaning & {"embed", "embedding", "embeddings"} and meaning & {"out", "output"}
     return spoken[-1] in _HEAD or "logits" in meaning or bool(untied)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def says_diagonal(name: str) -> bool:
+    """Whether a name is one of a state-space or linear-attention model's vectors, one per channel or head.
+
+    Example:
+        >>> says_diagonal("A_log"), says_diagonal("Lambda_re"), says_diagonal("time_first"), says_diagonal("B_re")
+        (True, True, True, False)
+    """
+    spoken = frozenset(words(name))
+    return (
+        "lambda" in spoken
+        or ("a" in spoken and bool(spoken & _PARTS))
+        or ("time" in spoken and bool(spoken & _TIME) and not spoken & WEIGHT)
+    )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def says_table(name: str) -> bool:
+    """Whether an array's own name is one of a table: "cls_token", "latents", "decoder_query", "embedding"."""
+    spoken = words(name)
+    if not spoken or frozenset(spoken) & LAYER:
+        return False
+    learned_query = spoken[-1] in ("query", "queries") and not is_qkv(name)
+    return bool(frozenset(spoken) & EMBEDDING) or spoken[-1] in TOKEN or learned_query
 
 
 def is_root_head(name: str) -> bool:

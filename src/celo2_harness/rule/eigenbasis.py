@@ -50,7 +50,7 @@ def cholesky_qr(y: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch 
     References:
         Shifted Cholesky QR, arXiv 1809.11085.
     """
-    identity = jnp.eye(y.shape[-1], dtype=y.dtype)
+    identity = jnp.expand_dims(jnp.eye(y.shape[-1], dtype=y.dtype), range(y.ndim - 2))
     gram = lambda q: matmul(transposed(q), q)
 
     def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -93,9 +93,15 @@ def network(
     theta = Theta(*map(jnp.asarray, theta))
     # All units at once, on a new first axis, is less for XLA to compile than one after the other. It still evaluates
     # every unit once per parameter, inside the one loop.
-    parts = first_units(layer, group.channels, ...)
+    parts = first_units(layer, _with_unit_axis(group.channels), ...)
     units = [[(root, part[j]) for root, part in parts] for j in range(layer.weights.shape[1])]
     return jnp.broadcast_to(upper_layers(theta, units, head), view.viewed)
+
+
+def _with_unit_axis(channels: Sequence[Channel]) -> list[Channel]:
+    """The channels with a first axis of length one, where the units will be; inverse roots apply to each unit later."""
+    lift = lambda factor: factor if isinstance(factor, InverseRoot) else jnp.expand_dims(factor, 0)
+    return [tuple(map(lift, factors)) for factors in channels]
 
 
 # An inverse root (None: none) and what it multiplies.

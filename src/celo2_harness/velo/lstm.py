@@ -85,7 +85,7 @@ def lstm_inputs(
     """
     own = jnp.stack([summary.inputs for summary in summaries])
     common = jnp.concatenate([jnp.tanh(10.0 * (fraction - jnp.array(TIMES, jnp.float32))), losses])
-    inputs = jnp.concatenate([jnp.broadcast_to(common, (len(own), common.size)), own], axis=1)
+    inputs = jnp.concatenate([jnp.broadcast_to(common[None], (len(own), common.size)), own], axis=1)
     # Through the maximum over leaves a NaN would spoil all of them, for good.
     return jnp.where(jnp.isfinite(inputs), inputs, 0.0)
 
@@ -102,7 +102,7 @@ def lstm_step(
     c <- sigmoid(f + 1) c + sigmoid(i) tanh(g); h <- sigmoid(o) tanh(c).
     """
     messages = jax.nn.relu(_apply(theta.message, inputs))
-    mixed = _apply(theta.own, inputs) + jnp.max(messages, axis=0)
+    mixed = _apply(theta.own, inputs) + jnp.max(messages, axis=0, keepdims=True)
     i, g, f, o = jnp.split(_apply(theta.gates, jnp.concatenate([mixed, hidden], axis=1)), 4, axis=1)
     cell = jax.nn.sigmoid(f + 1.0) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
@@ -116,7 +116,7 @@ def read_controls(config: VeloConfig, theta: VeloTheta, hidden: Float[Array, "le
 
 
 def _apply(layer: Affine, x: Array) -> Array:
-    return jnp.matmul(x, layer.w, precision="highest") + layer.b
+    return jnp.matmul(x, layer.w, precision="highest") + layer.b[None]
 
 
 def _logarithm(x: Array) -> Array:

@@ -229,7 +229,7 @@ def test_networks_share_the_tasks_of_every_set():
         ({"widths": ()}, "cannot be spread over 0 networks"),
         ({"widths": ("64-10", "64-32-7")}, "widths = 64-32-7"),
         ({"widths": ("64-10",) * 3}, "tasks_per_set = 8 cannot be spread over 3 networks"),
-        ({"rule": dataclasses.replace(TINY_CONFIG, normalization="sometimes")}, "normalization = 'sometimes'"),
+        ({"rule": dataclasses.replace(TINY_CONFIG, second_moment_decay=2.0)}, "decays must be numbers in"),
     ],
 )
 def test_impossible_configurations_are_refused(change, message):

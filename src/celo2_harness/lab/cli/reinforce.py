@@ -71,7 +71,8 @@ def defaults(config: Config) -> Config:
         return Config()
     options = dict(read_header(_folder(config))["options"])
     with input_errors():
-        return Config(**options | {"ppo": PPOConfig(**options["ppo"])})
+        ppo = PPOConfig(**options.pop("ppo"))
+        return dataclasses.replace(Config(**options), ppo=ppo)
 
 
 def run(config: Config) -> int:
@@ -112,7 +113,9 @@ def train(config: Config, folder: Path, **callbacks: Callable[..., Any]) -> Rein
         InputError: If an option is wrong, or `reinforce` refuses the folder.
     """
     run_config = ReinforceConfig(config.steps, config.seed, config.checkpoint_every)
-    rest = config.rest_learning_rate_factor
+    rest: dict[str, Any] = {}
+    if config.rest_learning_rate_factor is not None:
+        rest["rest_learning_rate_factor"] = config.rest_learning_rate_factor
     spec = preset_spec(
         config.preset,
         config.learning_rate,
@@ -121,7 +124,7 @@ def train(config: Config, folder: Path, **callbacks: Callable[..., Any]) -> Rein
         schedule=config.schedule,
         warmup=config.warmup,
         weights=config.weights,
-        **({} if rest is None else {"rest_learning_rate_factor": rest}),
+        **rest,
     )
     if config.hidden < 1:
         raise InputError(f"hidden = {config.hidden}: expected at least 1")
