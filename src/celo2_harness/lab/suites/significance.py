@@ -19,7 +19,7 @@ class Difference(NamedTuple):
         seeds: The number of seeds that both have.
         mean: The mean of the differences; infinite where one of the two diverged.
         standard_error: The standard deviation of the differences over the root of their number; None for one seed.
-        half_width: Half the width of the two-sided interval of Student's distribution at `CONFIDENCE`; None for one seed.
+        half_width: Half the width of Student's two-sided interval at `CONFIDENCE`; None for one seed.
         verdict: "lower" or "higher" if the interval leaves zero out and the mean is beyond `RESOLUTION`, "open" if not;
             "one seed" if there is no interval, "diverged" if there is no difference.
     """
