@@ -21,7 +21,7 @@ from benchmarks.stacks.directions import (
 from benchmarks.stacks.trainings import Structure
 from celo2_harness import load_weights
 
-HIDDEN_RATES = (1.2e-3, 2e-3, 3.4e-3)
+HIDDEN_RATES = (7e-4, 1.2e-3, 2e-3, 3.4e-3)
 REST_RATES = (6e-3, 1e-2, 1.7e-2)
 
 
@@ -74,6 +74,20 @@ TWO_MOMENTA = {"gradient": 0.0, "decay_1": 0.9, "weight_1": 0.5, "weight_2": 0.5
 THREE_NUMBERS = {"gradient": 1 / 3.66, "decay_1": 0.9, "weight_1": 1.9 / 3.66, "weight_2": 0.76 / 3.66}
 OVER_RMS = THREE_NUMBERS | {"normalized": 1.0, "floor_of_second": 1e-8}
 ANNEALED = {"slope_1": 1.0, "slope_2": -1.0}
+# What the search found, and the annealed weights of its momenta, raw and rounded.
+SEARCHED_RULE = OVER_RMS | {
+    "weight_1": 0.0826,
+    "slope_1": 0.106,
+    "weight_2": 0.0253,
+    "slope_2": 5.07,
+    "weight_3": 0.00117,
+    "slope_3": 1.66,
+    "basis_decay": 0.68,
+    "second_decay": 0.979,
+    "floor_of_second": 5.9e-10,
+    "whitening": 0.771,
+}
+ANNEALED_MOMENTA = {"gradient": 0.3, "decay_1": 0.9, "weight_1": 0.3, "weight_2": 0.1, "slope_2": 6.0}
 
 # What is added to Muon and to SOAP, one at a time.
 ADDED = {
@@ -98,6 +112,9 @@ STACKS = (
     Stack("Muon", "linear"),
     Stack("SOAP", "whiten"),
     Stack("over-rms in basis", "act", OVER_RMS),
+    Stack("searched rule", "act", SEARCHED_RULE, (2e-3, 3.4e-3, 5.8e-3), (1e-2, 1.7e-2, 2.7e-2)),
+    Stack("SOAP, annealed", "whiten", ANNEALED_MOMENTA, (2e-3, 3.4e-3, 5.8e-3)),
+    Stack("Muon, annealed", "linear", ANNEALED_MOMENTA, (2e-3, 3.4e-3, 5.8e-3)),
     Stack("optax.contrib.muon", "optax.contrib.muon", {}, (0.01, 0.02, 0.04), (5e-3, 1e-2, 2e-2)),
     Stack("Muon, 0.9 and 0.99", "linear", TWO_MOMENTA),
     Stack("Muon, three numbers", "linear", THREE_NUMBERS),

@@ -55,4 +55,4 @@ def scale_by_celo2(
     if orthogonalize:
         blocks.append(orthogonalize_block(weight_dimension_numbers=views, sharding=sharding))
     mode: Any = weights.config.normalization if normalization is None else normalization
-    return optax.chain(*blocks, normalize_rms(mode, weight_dimension_numbers=views))
+    return optax.chain(*blocks, normalize_rms(mode, weight_dimension_numbers=views, sharding=sharding))

@@ -11,11 +11,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.moments import NOTHING, pack_moments, unpack_moments
-from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views, viewed_axes
+from celo2_harness.blocks.small import small_batches
+from celo2_harness.blocks.views import (
+    LeafShardings,
+    WeightDimensionNumbers,
+    leaf_shardings,
+    matrix_views,
+    viewed_axes,
+)
 from celo2_harness.rule import (
     MatrixView,
     Moments,
     Theta,
+    batch_direction,
     init_moments,
     leaf_direction,
     resolve_kernel,
@@ -39,6 +47,7 @@ class Celo2State(NamedTuple):
 
 # Leaves of one view are traced once, and run as one call each outside of jit.
 _leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2, 6, 8))
+_batch_direction = jax.jit(batch_direction, static_argnums=(1, 2, 6))
 
 
 def _column_parts(view: MatrixView, place: NamedSharding | None) -> int:
@@ -143,16 +152,25 @@ def celo2_direction(
         parameters = treedef.flatten_up_to(params)
         views = matrix_views(updates, weight_dimension_numbers)
         places = leaf_shardings(updates, sharding) or [None] * len(views)
-        directions, moments, done = [], [], jnp.zeros([], jnp.float32)
-        for view, g, p, m, place in zip(
-            views, gradients, parameters, unpack_moments(treedef, state), places, strict=True
-        ):
-            if g.size:
-                # One leaf after the other, so that their temporaries share memory.
-                d, m, done = _leaf_direction(theta, config, view, g, p, m, kernel, done, _column_parts(view, place))
-                g, m = view.invert(d).astype(p.dtype), _placed(view, place, m)
-            directions.append(g)
-            moments.append(m)
+        moments: list[Any] = unpack_moments(treedef, state)
+        directions = list(gradients)
+        # One after the other, so that their temporaries share memory.
+        done = jnp.zeros([], jnp.float32)
+        batches, alone = small_batches(views, gradients, places)
+        for batch in batches:
+            pick = lambda x, batch=batch: [x[i] for i in batch.members]
+            raws, news, done = _batch_direction(
+                theta, config, batch, pick(gradients), pick(parameters), pick(moments), kernel, done
+            )
+            for i, raw, new in zip(batch.members, raws, news, strict=True):
+                directions[i], moments[i] = raw.astype(parameters[i].dtype), _placed(views[i], places[i], new)
+        for i in alone:
+            view, place = views[i], places[i]
+            parts = _column_parts(view, place)
+            raw, new, done = _leaf_direction(
+                theta, config, view, gradients[i], parameters[i], moments[i], kernel, done, parts
+            )
+            directions[i], moments[i] = view.invert(raw).astype(parameters[i].dtype), _placed(view, place, new)
         return treedef.unflatten(directions), Celo2State(**pack_moments(treedef, moments, config))
 
     return optax.GradientTransformation(init_fn, update_fn)  # type: ignore[arg-type]

@@ -5,18 +5,39 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.spread import spread_matrices
-from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views
-from celo2_harness.rule import newton_schulz
-from celo2_harness.rule.newton_schulz import NORM_FLOOR, resolve_coefficients
+from celo2_harness.blocks.views import (
+    LeafShardings,
+    WeightDimensionNumbers,
+    explicitly_split,
+    leaf_shardings,
+    matrix_views,
+)
+from celo2_harness.rule import Batch, MatrixView, newton_schulz, plan_batches
+from celo2_harness.rule.newton_schulz import NORM_FLOOR, prefers_gram, resolve_coefficients
 
-# Entries of a matrix up to which matrices of one shape share a batch. Stacking saves calls, but copies the matrices,
-# and every slice out of a stack is code of its own for XLA to compile; large matrices do better alone.
+# Entries of a matrix up to which matrices share a batch. Stacking saves calls, but copies the matrices, and every slice
+# out of a stack is code of its own for XLA to compile; large matrices do better alone.
 LARGEST_STACKED = 512 * 512
+# Multiplications of one product: of a batch, and of padding that costs what a batch of its own would.
+LARGEST_BATCH = 1 << 31
+JOIN_BELOW = 1 << 17
+
+
+def _batches(views: Sequence[MatrixView], leaves: Sequence[jax.Array], chosen: Sequence[int]) -> list[Batch]:
+    """The matrices of the chosen leaves in batches; large ones, and split ones, each by itself."""
+
+    def key(i: int) -> Any:
+        matrix = views[i].viewed[-2:]
+        alone = math.prod(matrix) > LARGEST_STACKED or explicitly_split(leaves[i])
+        # Padding must not change the form of the iteration, on which rounding depends.
+        return leaves[i].dtype, prefers_gram(matrix), i if alone else None
+
+    multiplications = lambda lengths: lengths[0] * math.prod(lengths)
+    return plan_batches(views, chosen, key, cost=multiplications, join_below=JOIN_BELOW, largest=LARGEST_BATCH)
 
 
 def orthogonalize(
@@ -59,8 +80,8 @@ def orthogonalize(
     """
     triples = resolve_coefficients(coefficients)
 
-    def iterate(x: jax.Array) -> jax.Array:
-        return newton_schulz(x, triples, eps=eps, dtype=dtype, precision=precision)
+    def iterate(x: jax.Array, gram: bool | None = None) -> jax.Array:
+        return newton_schulz(x, triples, eps=eps, dtype=dtype, precision=precision, gram=gram)
 
     def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
@@ -73,20 +94,12 @@ def orthogonalize(
             for i, leaf in zip(chosen, spread, strict=True):
                 leaves[i] = leaf
             return treedef.unflatten(leaves), state
-        groups: dict[Any, list[int]] = {}
-        for i, (leaf, view) in enumerate(zip(leaves, views, strict=True)):
-            if view.is_matrix and leaf.size:
-                alone = i if math.prod(view.viewed[-2:]) > LARGEST_STACKED else None
-                groups.setdefault((view.viewed[-2:], leaf.dtype, alone), []).append(i)
-        for (matrix, *_), members in groups.items():
-            stacks = [views[i].apply(leaves[i]).reshape(-1, *matrix) for i in members]
-            counts = [math.prod(views[i].viewed[:-2]) for i in members]
-            x = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
-            y = iterate(x)
-            start = 0
-            for i, count in zip(members, counts, strict=True):
-                leaves[i] = views[i].invert(y[start : start + count])
-                start += count
+        chosen = [i for i, view in enumerate(views) if view.is_matrix and leaves[i].size]
+        for batch in _batches(views, leaves, chosen):
+            gram = prefers_gram(batch.views[0].viewed[-2:])
+            y = iterate(batch.stack([leaves[i] for i in batch.members]), gram)
+            for i, leaf in zip(batch.members, batch.unstack(y), strict=True):
+                leaves[i] = leaf
         return treedef.unflatten(leaves), state
 
     return optax.GradientTransformation(optax.init_empty_state, update_fn)  # type: ignore[arg-type]

@@ -8,7 +8,14 @@ import optax
 from jaxtyping import Array, Int
 
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
+from celo2_harness.blocks.small import map_batches
+from celo2_harness.blocks.views import (
+    LeafShardings,
+    WeightDimensionNumbers,
+    leaf_shardings,
+    map_matrices,
+    matrix_views,
+)
 from celo2_harness.rule import (
     MatrixView,
     Normalization as Mode,
@@ -33,6 +40,7 @@ def normalize_rms(
     decay: float = 0.99,
     threshold: float | int = 1.0,
     eps: float | int = 1e-9,
+    sharding: LeafShardings = None,
 ) -> optax.GradientTransformation:
     """Divides every matrix (or vector) of an update by a root mean square.
 
@@ -45,34 +53,36 @@ def normalize_rms(
     vector; a scalar therefore becomes about +-1.
 
     Args:
-      mode: one of the four.
-      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
-      decay: of the running mean square ("rolling").
-      threshold: largest RMS left alone ("clip").
-      eps: added to the mean square.
+        mode: One of the four.
+        weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
+        decay: The decay of the running mean square ("rolling").
+        threshold: The largest RMS that is left alone ("clip").
+        eps: Added to the mean square.
+        sharding: How the updates lie on a mesh (see `orthogonalize`). Leaves that are not split share batches.
 
     Returns:
-      An `optax.GradientTransformation`; statistics are float32, updates keep their dtype. Zero stays zero;
-      a mean square that is not finite does not enter the running one.
+        An `optax.GradientTransformation`; statistics are float32, updates keep their dtype. Zero stays zero;
+        a mean square that is not finite does not enter the running one.
 
     Raises:
-      ValueError: unknown mode; in `update`, a view that does not fit its leaf.
+        ValueError: If the mode is unknown; in `update`, if a view does not fit its leaf.
 
     Example:
-      >>> tx = normalize_rms()
-      >>> updates, _ = tx.update({"b": jnp.array([3.0, -3.0])}, tx.init({"b": jnp.zeros(2)}))
-      >>> updates["b"].tolist()
-      [1.0, -1.0]
+        >>> tx = normalize_rms()
+        >>> updates, _ = tx.update({"b": jnp.array([3.0, -3.0])}, tx.init({"b": jnp.zeros(2)}))
+        >>> updates["b"].tolist()
+        [1.0, -1.0]
 
-    Source: arXiv 2602.19142, section 3 (per-step RMS) and its ablation (rolling, clip, none).
+    References:
+        Celo2, arXiv 2602.19142, section 3 (per-step RMS) and its ablation (rolling, clip, none).
     """
     if mode not in get_args(Mode):
         raise ValueError(f"normalize_rms: mode = {mode!r}, expected one of {', '.join(get_args(Mode))}.")
     if mode == "none":
         return optax.identity()
 
-    def mean_square(view: MatrixView, x: jax.Array) -> jax.Array:
-        return matrix_mean_square(view, view.apply(x).astype(jnp.float32))
+    def mean_square(view: MatrixView, x: jax.Array, lengths: Any = None) -> jax.Array:
+        return matrix_mean_square(view, view.apply(x).astype(jnp.float32), lengths)
 
     def divide(view: MatrixView, x: jax.Array, square: jax.Array, count: jax.Array | int = 1) -> jax.Array:
         divisor = rms_divisor(mode, square, count, decay=decay, threshold=threshold, eps=eps)
@@ -81,7 +91,8 @@ def normalize_rms(
     def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
         views = matrix_views(updates, weight_dimension_numbers)
-        return map_matrices(lambda view, x: divide(view, x, mean_square(view, x)), views, updates), state
+        function = lambda view, x, lengths: divide(view, x, mean_square(view, x, lengths))
+        return map_batches(function, views, updates, leaf_shardings(updates, sharding)), state
 
     def rolling_init(params: Params) -> NormalizeRmsState:
         views = matrix_views(params, weight_dimension_numbers)

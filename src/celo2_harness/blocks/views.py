@@ -181,3 +181,9 @@ def viewed_axes(view: MatrixView, place: NamedSharding) -> list[tuple[str, ...]]
         groups.append(list(view.permutation[batch:first]))
     groups.append(list(view.permutation[first:]))
     return [joined(axes) for axes in groups]
+
+
+def explicitly_split(x: Any) -> bool:
+    """Whether the type of an array says that it is split over the devices of a mesh with explicit axes."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    return sharding is not None and any(name is not None for name in sharding.spec)

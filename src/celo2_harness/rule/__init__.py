@@ -5,6 +5,7 @@ from celo2_harness.rule.accumulators import (
     init_moments as init_moments,
     resolve_state_dtype as resolve_state_dtype,
 )
+from celo2_harness.rule.batches import Batch as Batch, plan_batches as plan_batches, stackable as stackable
 from celo2_harness.rule.config import (
     CELO2_CONFIG as CELO2_CONFIG,
     Normalization as Normalization,
@@ -14,6 +15,7 @@ from celo2_harness.rule.config import (
 from celo2_harness.rule.direction import (
     KERNELS as KERNELS,
     LeafResult as LeafResult,
+    batch_direction as batch_direction,
     leaf_direction as leaf_direction,
     resolve_kernel as resolve_kernel,
 )

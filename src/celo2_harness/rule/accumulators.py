@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from celo2_harness.rule.config import RuleConfig
 from celo2_harness.rule.view import MatrixView
@@ -74,10 +75,26 @@ def clip(x: Float[Array, "*leaf"], bound: float) -> Float[Array, "*leaf"]:
     return jnp.where(x < -bound, -bound, x)
 
 
-def update_moments(config: RuleConfig, view: MatrixView, gradient: Float[Array, "*leaf"], moments: Moments) -> Moments:
+def update_moments(
+    config: RuleConfig,
+    view: MatrixView,
+    gradient: Float[Array, "*leaf"],
+    moments: Moments,
+    lengths: Int[np.ndarray, "matrices axes"] | None = None,
+) -> Moments:
     """All accumulators after one clipped gradient, in float32 (the caller rounds to the state's dtype).
 
     m <- beta m + (1 - beta) g,  v <- beta v + (1 - beta) g^2,  row and col: means of g^2 + 1e-30 over one axis.
+
+    Args:
+        config: Gives the decays.
+        view: The leaf's view.
+        gradient: The clipped gradient, float32.
+        moments: The accumulators before it.
+        lengths: The true lengths of padded matrices (see `rule.padding`).
+
+    Returns:
+        The new accumulators.
     """
 
     def average(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
@@ -93,8 +110,8 @@ def update_moments(config: RuleConfig, view: MatrixView, gradient: Float[Array, 
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
         viewed = view.apply(gradient)
-        row = averages(moments.row, jnp.squeeze(mean_square(view, gradient), d0) + FACTORED_FLOOR)
-        col = averages(moments.col, FACTORED_FLOOR - jnp.mean(viewed * -viewed, axis=d1))
+        row = averages(moments.row, _mean(jnp.square(viewed), d0, lengths) + FACTORED_FLOOR)
+        col = averages(moments.col, FACTORED_FLOOR - _mean(viewed * -viewed, d1, lengths))
     else:
         assert moments.diag is not None
         diag = averages(moments.diag, jnp.square(gradient) + FACTORED_FLOOR)
@@ -108,3 +125,10 @@ def mean_square(view: MatrixView, gradient: Float[Array, "*leaf"]) -> Float[Arra
     """The mean of g^2 over the larger factored axis, which keeps length one, in the leaf's view (matrices only)."""
     assert view.factored is not None
     return jnp.mean(jnp.square(view.apply(gradient)), axis=view.factored[1], keepdims=True)
+
+
+def _mean(x: jax.Array, axis: int, lengths: np.ndarray | None) -> jax.Array:
+    """The mean over an axis. Padding holds zeros, and only asks for another denominator."""
+    if lengths is None:
+        return jnp.mean(x, axis=axis)
+    return jnp.sum(x, axis=axis) / jnp.asarray(lengths[:, [axis - 1]], jnp.float32)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from celo2_harness.rule.config import RuleConfig
@@ -23,6 +24,7 @@ from celo2_harness.rule.features import (
     product,
     square,
 )
+from celo2_harness.rule.padding import count_inside, inside, mean_over
 from celo2_harness.rule.view import MatrixView
 
 NORMALIZATION_FLOOR = 1e-9
@@ -59,7 +61,11 @@ def channel_groups(
 
 
 def input_scales(
-    view: MatrixView, groups: Sequence[ChannelGroup], floor: float = NORMALIZATION_FLOOR, column_parts: int = 1
+    view: MatrixView,
+    groups: Sequence[ChannelGroup],
+    floor: float = NORMALIZATION_FLOOR,
+    column_parts: int = 1,
+    lengths: np.ndarray | None = None,
 ) -> list[Float[Array, "..."]]:
     """1 / sqrt(mean(x^2) + floor) of every channel x, one number per matrix.
 
@@ -67,22 +73,28 @@ def input_scales(
     inside is summed for all channels in one reduction, which reads every plane once.
 
     Args:
-      view: the leaf's view.
-      groups: what `channel_groups` gives.
-      floor: added to the mean squares.
-      column_parts: equal parts of the last axis that are summed each by itself at first (see `leaf_direction`).
+        view: The leaf's view.
+        groups: What `channel_groups` gives.
+        floor: Added to the mean squares.
+        column_parts: Equal parts of the last axis that are summed each by itself at first (see `leaf_direction`).
+        lengths: The true lengths of padded matrices (see `rule.padding`), which are then not split into parts.
 
     Returns:
-      Per group an array whose first axis is the channel, then the batch axes, then ones.
+        Per group an array whose first axis is the channel, then the batch axes, then ones.
     """
     scales = []
     for group in groups:
         squares = [list(map(square, factors)) for factors in group.channels]
         if group.shape == view.viewed:
-            means = jnp.stack(_row_sums(view, squares, column_parts)) / (view.viewed[-1] // column_parts)
+            sums = jnp.stack(_row_sums(view, squares, column_parts, lengths))
+            if lengths is None:
+                means = jnp.mean(sums / (view.viewed[-1] // column_parts), axis=view.axes, keepdims=True)
+            else:
+                count = count_inside(view.viewed, view.axes, lengths)
+                means = jnp.sum(sums, axis=view.axes, keepdims=True) / count[None]
         else:
-            means = jnp.stack([jnp.broadcast_to(product(factors), group.shape) for factors in squares])
-        means = jnp.mean(means, axis=view.axes, keepdims=True)
+            thin = jnp.stack([jnp.broadcast_to(product(factors), group.shape) for factors in squares])
+            means = mean_over(thin, view.axes, lengths)
         scales.append(jax.lax.rsqrt(means + floor))
     return scales
 
@@ -100,14 +112,19 @@ def _row_sums_jvp(primals: Any, tangents: Any) -> Any:
     return row_sums(*primals), tuple(jnp.sum(tangent, axis=-1) for tangent in tangents[0])
 
 
-def _row_sums(view: MatrixView, squares: Sequence[Sequence[jax.Array]], parts: int) -> list[jax.Array]:
+def _row_sums(
+    view: MatrixView, squares: Sequence[Sequence[jax.Array]], parts: int, lengths: np.ndarray | None
+) -> list[jax.Array]:
     """The sum along the last axis of every product of squares; of that axis remain the sums of its parts."""
     columns = view.viewed[-1]
-    inside = [product([x for x in factors if x.shape[-1] == columns]) for factors in squares]
-    inside = [jnp.broadcast_to(x, view.viewed) for x in inside]
+    summed = [product([x for x in factors if x.shape[-1] == columns]) for factors in squares]
+    summed = [jnp.broadcast_to(x, view.viewed) for x in summed]
+    if lengths is not None:
+        marks = inside(view.viewed, lengths)
+        summed = [jnp.where(marks, x, 0.0) for x in summed]
     if parts > 1:
-        inside = [x.reshape(*view.viewed[:-1], parts, columns // parts) for x in inside]
-    sums = row_sums(inside)
+        summed = [x.reshape(*view.viewed[:-1], parts, columns // parts) for x in summed]
+    sums = row_sums(summed)
     if parts == 1:
         sums = [row[..., None] for row in sums]
     outside = [[x for x in factors if x.shape[-1] != columns] for factors in squares]

@@ -1,12 +1,15 @@
-"""One step of the learned rule on one leaf: gradient in, direction and new accumulators out."""
+"""One step of the learned rule on one leaf, or on a batch of leaves: gradients in, directions and accumulators out."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from celo2_harness.rule.accumulators import Moments, clip_gradient, mean_square, update_moments
+from celo2_harness.rule.batches import Batch
 from celo2_harness.rule.channels import ChannelGroup, channel_groups, input_scales
 from celo2_harness.rule.config import RuleConfig, Theta
 from celo2_harness.rule.features import leaf_statistics
@@ -36,11 +39,25 @@ class LeafResult(NamedTuple):
     done: Float[Array, ""]
 
 
+class BatchResult(NamedTuple):
+    """Per leaf the raw direction (float32, to be subtracted) and the new accumulators; `done` as in `LeafResult`."""
+
+    directions: list[Float[Array, "..."]]
+    moments: list[Moments]
+    done: Float[Array, ""]
+
+
 def resolve_kernel(name: str) -> str:
-    """The name, checked.
+    """Checks the name of a kernel.
+
+    Args:
+        name: The name.
+
+    Returns:
+        The name.
 
     Raises:
-      ValueError: not in `KERNELS`.
+        ValueError: If it is not in `KERNELS`.
     """
     if name not in KERNELS:
         raise ValueError(f"kernel = {name!r}: expected one of {', '.join(KERNELS)}.")
@@ -67,28 +84,126 @@ def leaf_direction(
     first before it starts the second, and their temporaries share memory. It changes no number.
 
     Args:
-      theta: the network's numbers (float32 arrays, traced ones too).
-      config: what theta was trained with.
-      view: how the leaf is seen as matrices.
-      gradient: any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
-      parameter: the leaf before this step.
-      moments: accumulators before this step.
-      kernel: how the network is evaluated, out of `KERNELS`.
-      after: `done` of the leaf that goes before this one.
-      column_parts: devices that the last axis of the view is split over. XLA communicates once per output of a
-        reduction with many outputs, if it runs along a split axis; so the devices' parts are summed first.
+        theta: The network's numbers (float32 arrays, traced ones too).
+        config: What theta was trained with.
+        view: How the leaf is seen as matrices.
+        gradient: Any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
+        parameter: The leaf before this step.
+        moments: The accumulators before this step.
+        kernel: How the network is evaluated, out of `KERNELS`.
+        after: The `done` of the leaf that goes before this one.
+        column_parts: Devices that the last axis of the view is split over. XLA communicates once per output of a
+            reduction with many outputs, if it runs along a split axis; so the devices' parts are summed first.
 
     Returns:
-      A `LeafResult`; its accumulators have the dtypes of `moments`.
+        A `LeafResult`; its accumulators have the dtypes of `moments`.
     """
     # `done` is never negative, but no compiler knows.
     gradient = clip_gradient(jnp.where(after < 0.0, jnp.zeros_like(gradient), gradient))
     new = update_moments(config, view, gradient, moments)
-    seen = _seen(config, view, gradient, new)
+    raw, done = _direction(
+        theta, config, view, _seen(config, view, gradient, new), gradient, parameter, new, kernel, column_parts
+    )
+    return LeafResult(raw, _rounded(new, moments), done)
 
-    def direction(gradient: jax.Array, parameter: jax.Array, new: Moments) -> tuple[jax.Array, jax.Array]:
-        groups = channel_groups(config, view, leaf_statistics(view, gradient, parameter, new))
-        scales = input_scales(view, groups, column_parts=column_parts)
+
+def batch_direction(
+    theta: Theta,
+    config: RuleConfig,
+    batch: Batch,
+    gradients: Sequence[Float[Array, "..."]],
+    parameters: Sequence[Float[Array, "..."]],
+    moments: Sequence[Moments],
+    kernel: str = "xla",
+    after: Float[Array, ""] | float = 0.0,
+) -> BatchResult:
+    """What `leaf_direction` does for each leaf of a batch, with one evaluation of the network.
+
+    Args:
+        theta: The network's numbers, as in `leaf_direction`.
+        config: What theta was trained with.
+        batch: The leaves' views, and how they are stacked.
+        gradients: Per leaf.
+        parameters: Per leaf.
+        moments: Per leaf.
+        kernel: How the network is evaluated, out of `KERNELS`.
+        after: The `done` of what goes before.
+
+    Returns:
+        A `BatchResult`; directions have their leaves' shapes.
+    """
+    first, *others = [x.astype(jnp.float32) for x in gradients]
+    gradients = [jnp.where(after < 0.0, jnp.zeros_like(first), first), *others]
+    gradient = clip_gradient(batch.stack(gradients))
+    stacked = update_moments(config, batch.view, gradient, _stack_moments(batch, moments), batch.lengths)
+    parameter = batch.stack([x.astype(jnp.float32) for x in parameters])
+    seen = _any_momentum(config, batch.view, stacked)
+    raw, done = _direction(theta, config, batch.view, seen, gradient, parameter, stacked, kernel, 1, batch.lengths)
+    starts = batch.starts(gradient)
+    new = list(map(_rounded, _unstack_moments(batch, stacked, starts), moments))
+    return BatchResult(batch.unstack(raw, starts), new, done)
+
+
+def _stack_moments(batch: Batch, moments: Sequence[Moments]) -> Moments:
+    """The accumulators of a batch, out of those of its leaves."""
+    short, long = (1, 0) if batch.tall else (0, 1)
+
+    def per_decay(field: str, stack: Callable[[Sequence[Array]], Array]) -> Any:
+        fields = [getattr(m, field) for m in moments]
+        return None if fields[0] is None else tuple(map(stack, zip(*fields, strict=True)))
+
+    return Moments(
+        mu=per_decay("mu", batch.stack),
+        nu=batch.stack([m.nu for m in moments]),
+        row=per_decay("row", lambda rows: batch.stack_thin(rows, short)),
+        col=per_decay("col", lambda columns: batch.stack_thin(columns, long)),
+        diag=per_decay("diag", batch.stack),
+    )
+
+
+def _unstack_moments(batch: Batch, moments: Moments, starts: Sequence[Any]) -> list[Moments]:
+    """The accumulators of the leaves of a batch, out of those of the batch."""
+    short, long = (1, 0) if batch.tall else (0, 1)
+
+    def per_leaf(field: tuple[Array, ...] | None, unstack: Callable[[Array], list[Array]]) -> list[Any]:
+        return [None] * len(batch.views) if field is None else list(zip(*map(unstack, field), strict=True))
+
+    whole = lambda x: batch.unstack(x, starts)
+    return list(
+        map(
+            Moments,
+            per_leaf(moments.mu, whole),
+            whole(moments.nu),
+            per_leaf(moments.row, lambda x: batch.unstack_thin(x, short, starts)),
+            per_leaf(moments.col, lambda x: batch.unstack_thin(x, long, starts)),
+            per_leaf(moments.diag, whole),
+        )
+    )
+
+
+def _rounded(new: Moments, old: Moments) -> Moments:
+    """The new accumulators with the dtypes of the old ones."""
+    return jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
+
+
+def _direction(
+    theta: Theta,
+    config: RuleConfig,
+    view: MatrixView,
+    seen: Array,
+    gradient: Array,
+    parameter: Array,
+    moments: Moments,
+    kernel: str,
+    column_parts: int = 1,
+    lengths: np.ndarray | None = None,
+) -> tuple[Array, Array]:
+    """The raw direction from the accumulators of now, and `done`."""
+
+    def evaluate(gradient: jax.Array, parameter: jax.Array, moments: Moments) -> tuple[jax.Array, jax.Array]:
+        statistics = leaf_statistics(view, gradient, parameter, moments, lengths=lengths)
+        groups = channel_groups(config, view, statistics)
+        scales = input_scales(view, groups, column_parts=column_parts, lengths=lengths)
         raw = KERNELS[kernel](view, theta, first_layer(theta, view, groups, scales), groups[0])
         return raw if seen.size == 1 else jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
 
@@ -97,22 +212,24 @@ def leaf_direction(
 
     # The branch also keeps XLA from fusing the accumulators into what reads them: then old and new ones would both be
     # needed, and on CPU the hidden units would become planes (docs/research/negative-results.md).
-    raw, done = jax.lax.cond(jnp.any(seen), direction, nothing, gradient, parameter, new)
-    rounded = jax.tree.map(lambda n, old: n.astype(old.dtype), new, moments)
-    return LeafResult(raw, rounded, done)
+    return jax.lax.cond(jnp.any(seen), evaluate, nothing, gradient, parameter, moments)
 
 
-def _seen(config: RuleConfig, view: MatrixView, gradient: Array, new: Moments) -> Array:
-    """Whether each matrix (or vector) has had a gradient: one truth value per matrix."""
+def _any_momentum(config: RuleConfig, view: MatrixView, moments: Moments) -> Array:
+    """Whether each matrix (or vector) has had a gradient, by its slowest momentum.
 
-    def any_momentum(momentum: Array) -> Array:
-        # A sum costs a third of jnp.any on a CPU.
-        return jnp.sum(jnp.abs(view.apply(momentum)), axis=view.axes, keepdims=True) > 0.0
+    It is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
+    """
+    slowest = moments.mu[max(range(len(moments.mu)), key=config.momentum_decays.__getitem__)]
+    # A sum costs a third of jnp.any on a CPU.
+    return jnp.sum(jnp.abs(view.apply(slowest)), axis=view.axes, keepdims=True) > 0.0
 
-    # The slowest momentum is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
-    slowest = new.mu[max(range(len(new.mu)), key=config.momentum_decays.__getitem__)]
+
+def _seen(config: RuleConfig, view: MatrixView, gradient: Array, moments: Moments) -> Array:
+    """What `_any_momentum` tells, with less to read where the gradient's mean squares are known."""
+    momentum = lambda moments: _any_momentum(config, view, moments)
     if view.factored is None or view.factored[1] < len(view.viewed) - 2:
-        return any_momentum(slowest)
+        return momentum(moments)
     # Nearly always this step's gradient is enough, whose mean squares the factored moments have asked for already.
     now = jnp.sum(mean_square(view, gradient), axis=view.axes, keepdims=True) > 0.0
-    return jax.lax.cond(jnp.all(now), lambda momentum: now, any_momentum, slowest)
+    return jax.lax.cond(jnp.all(now), lambda moments: now, momentum, moments)

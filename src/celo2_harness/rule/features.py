@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from celo2_harness.rule.accumulators import Moments, clip
 from celo2_harness.rule.config import RuleConfig
+from celo2_harness.rule.padding import mean_over
 from celo2_harness.rule.view import MatrixView
 
 ROOT_FLOOR = 1e-9  # under the inverse roots of factored moments
@@ -132,10 +134,20 @@ def leaf_statistics(
     parameter: Float[Array, "*leaf"],
     moments: Moments,
     rms_floor: float = RMS_FLOOR,
+    lengths: np.ndarray | None = None,
 ) -> LeafStatistics:
     """Gathers what features read, with factored inverse roots computed at thin size.
 
-    `rms_floor` is what the root of the second moment gets under it; the other arguments are one leaf's.
+    Args:
+        view: The leaf's view.
+        gradient: The clipped gradient.
+        parameter: The leaf before the step.
+        moments: The accumulators after the gradient.
+        rms_floor: Added to the second moment under its root.
+        lengths: The true lengths of padded matrices (see `mean_over`).
+
+    Returns:
+        The statistics, in the leaf's view.
     """
     nu = view.apply(moments.nu)
     if view.factored is not None:
@@ -145,7 +157,7 @@ def leaf_statistics(
         row = tuple(jnp.expand_dims(r, d0) for r in moments.row)
         col = tuple(jnp.expand_dims(c, d1) for c in moments.col)
         factored = tuple(
-            (root(r / (jnp.mean(r, axis=d1, keepdims=True) + ROOT_FLOOR)), root(c))
+            (root(r / (mean_over(r, (d1 - nu.ndim,), lengths) + ROOT_FLOOR)), root(c))
             for r, c in zip(row, col, strict=True)
         )
     else:

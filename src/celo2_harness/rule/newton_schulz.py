@@ -22,7 +22,7 @@ COEFFICIENTS: dict[str, tuple[tuple[float, float, float], ...]] = {
     ),
 }
 NORM_FLOOR = 1e-8
-# From this ratio of columns to rows on, iterating on the small Gram matrix needs fewer multiplications.
+# From this ratio of the longer axis to the shorter one on, iterating on the Gram matrix needs fewer multiplications.
 _GRAM_ASPECT = 2.0
 
 
@@ -33,33 +33,39 @@ def newton_schulz(
     eps: float = NORM_FLOOR,
     dtype: Any = None,
     precision: Any = None,
+    gram: bool | None = None,
 ) -> Float[Array, "*batch rows columns"]:
     """Pushes all singular values of each matrix towards one, keeping its singular vectors.
 
     X_0 = X / (||X||_F + eps);  X <- a X + (b A + c A A) X,  A = X X^T, once per coefficient triple.
 
     Wide matrices are iterated on their Gram matrix: every X_k is P_k X_0 with P_k a polynomial in A_0, so only small
-    square products are needed between the first and the last. The two forms agree to rounding.
+    square products are needed between the first and the last. The two forms agree to rounding. Rows and columns of
+    zeros stay zero and change nothing else.
 
     Args:
-      x: matrices in the last two axes; any batch axes before them.
-      coefficients: "quintic" (published, 5 iterations), "polar_express", or triples, one per iteration.
-      eps: added to the Frobenius norm.
-      dtype: of the products (None: float32, or x's own if wider); bfloat16 suits accelerators.
-      precision: of the products, as in `jax.numpy.matmul`; None is highest for float32.
+        x: Matrices in the last two axes; any batch axes before them.
+        coefficients: "quintic" (published, 5 iterations), "polar_express", or triples, one per iteration.
+        eps: Added to the Frobenius norm.
+        dtype: The dtype of the products (None: float32, or x's own if wider); bfloat16 suits accelerators.
+        precision: The precision of the products, as in `jax.numpy.matmul`; None is highest for float32.
+        gram: Whether to iterate on the Gram matrix. None: where the longer axis is at least twice the shorter one. The
+            rounding of the Gram form grows with the condition of the matrix, which is why square ones do without.
 
     Returns:
-      Same shape and dtype as `x`; zero for zero matrices.
+        Matrices of the shape and dtype of `x`; zero for zero matrices.
 
     Raises:
-      ValueError: unknown coefficients, or fewer than two axes.
+        ValueError: If the coefficients are unknown, or `x` has fewer than two axes.
 
     Example:
-      >>> y = newton_schulz(jnp.diag(jnp.array([1.0, 0.5])), "polar_express")
-      >>> bool(jnp.all(jnp.abs(jnp.diag(y) - 1.0) < 0.16))
-      True
+        >>> y = newton_schulz(jnp.diag(jnp.array([1.0, 0.5])), "polar_express")
+        >>> bool(jnp.all(jnp.abs(jnp.diag(y) - 1.0) < 0.16))
+        True
 
-    Source: https://kellerjordan.github.io/posts/muon; arXiv 2505.16932 (Polar Express).
+    References:
+        Keller Jordan, Muon, https://kellerjordan.github.io/posts/muon;
+        Amsel et al., The Polar Express, arXiv 2505.16932.
     """
     triples = resolve_coefficients(coefficients)
     if x.ndim < 2:
@@ -75,21 +81,27 @@ def newton_schulz(
         y = jnp.swapaxes(y, -1, -2)
     norm = jnp.sqrt(jnp.sum(jnp.square(y.astype(jnp.float32)), axis=(-2, -1), keepdims=True))
     y = y / (norm + eps).astype(work)
-    y = iterate(y, triples, precision)
+    y = iterate(y, triples, precision, gram)
     if transposed:
         y = jnp.swapaxes(y, -1, -2)
     return y.astype(x.dtype)
 
 
-def iterate(x: jax.Array, triples: Sequence[tuple[float, float, float]], precision: Any) -> jax.Array:
+def iterate(
+    x: jax.Array, triples: Sequence[tuple[float, float, float]], precision: Any, gram: bool | None = None
+) -> jax.Array:
     """All iterations on matrices that are at least as wide as high, of norm 1 at most."""
-    rows, columns = x.shape[-2:]
-    form = _gram_form if columns >= _GRAM_ASPECT * rows else _plain_form
+    form = _gram_form if (prefers_gram(x.shape[-2:]) if gram is None else gram) else _plain_form
     return form(x, triples, precision)
 
 
+def prefers_gram(lengths: Sequence[int]) -> bool:
+    """Whether iterating on the Gram matrix needs fewer multiplications for matrices of these lengths."""
+    return max(lengths) >= _GRAM_ASPECT * min(lengths)
+
+
 def resolve_coefficients(coefficients: str | Sequence[Sequence[float]]) -> tuple[tuple[float, float, float], ...]:
-    """Triples by name, or the given ones checked."""
+    """Looks up triples by name, or checks the given ones."""
     if isinstance(coefficients, str):
         if coefficients not in COEFFICIENTS:
             raise ValueError(f"coefficients = {coefficients!r}: expected one of {', '.join(COEFFICIENTS)}, or triples.")

@@ -1,9 +1,11 @@
 """Root mean squares of matrices: what an update is divided by, step by step or over time."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from celo2_harness.rule.config import Normalization
+from celo2_harness.rule.padding import mean_over
 from celo2_harness.rule.view import MatrixView
 
 ROLLING_DECAY = 0.99
@@ -11,17 +13,20 @@ CLIP_THRESHOLD = 1.0
 RMS_FLOOR = 1e-9
 
 
-def matrix_mean_square(view: MatrixView, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def matrix_mean_square(
+    view: MatrixView, x: Float[Array, "..."], lengths: Int[np.ndarray, "matrices axes"] | None = None
+) -> Float[Array, "..."]:
     """Returns the mean square of every matrix (or vector) of a leaf.
 
     Args:
         view: How the leaf is seen as matrices.
         x: The leaf in its view, float32.
+        lengths: The true lengths of padded matrices (see `rule.padding`).
 
     Returns:
         One number per matrix, of the shape (batch axes, ones).
     """
-    return jnp.mean(jnp.square(x), axis=view.axes, keepdims=True)
+    return mean_over(jnp.square(x), view.axes, lengths)
 
 
 def init_mean_square(view: MatrixView) -> Float[Array, "..."]:

@@ -1,0 +1,275 @@
+"""Small matrices of many leaves as a few batches, so that one computation serves them all.
+
+What a compiler does per leaf, and what a launch costs, soon exceeds the arithmetic on a small one. Matrices of one
+shape are stacked as they are. Those of other shapes join them, padded with zeros, where that costs less than a batch of
+their own; tall ones are transposed to lie beside wide ones.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Shaped
+
+from celo2_harness.rule.padding import inside
+from celo2_harness.rule.view import MatrixView
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Leaves whose matrices (or vectors) are taken together.
+
+    Attributes:
+        members: The positions of the leaves.
+        views: The views of the leaves.
+        matrix: Rows and columns that hold each of their matrices, or the length that holds each vector.
+        tall: Whether factored moments are reduced over the rows.
+    """
+
+    members: tuple[int, ...]
+    views: tuple[MatrixView, ...]
+    matrix: Shape
+    tall: bool
+
+    @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """How many matrices each leaf has."""
+        return tuple(map(_count, self.views))
+
+    @functools.cached_property
+    def view(self) -> MatrixView:
+        """The view of the whole batch."""
+        shape = (sum(self.counts), *self.matrix)
+        if len(self.matrix) == 1:
+            return MatrixView(shape, (), (1,))
+        return MatrixView(shape, (1,), (2,), (2, 1) if self.tall else (1, 2))
+
+    @functools.cached_property
+    def lengths(self) -> Int[np.ndarray, "matrices axes"] | None:
+        """The true lengths of every matrix; None if nothing is padded."""
+        own = [self._lengths(view) for view in self.views]
+        return None if set(own) == {self.matrix} else np.repeat(np.array(own), self.counts, axis=0)
+
+    def stack(self, leaves: Sequence[Shaped[Array, "..."]]) -> Shaped[Array, "..."]:
+        """Makes one array of the leaves: matrices, rows, columns (or vectors, length)."""
+        if self.lengths is None:
+            parts = [
+                self._turn(view, view.apply(leaf)).reshape(-1, *self.matrix)
+                for view, leaf in zip(self.views, leaves, strict=True)
+            ]
+            return _join(parts)
+        flat = [view.apply(leaf).reshape(-1) for view, leaf in zip(self.views, leaves, strict=True)]
+        rowwise = [(*_matrix(view)[1:], 1) for view in self.views]
+        strides = [x[::-1] if self._turned(view) else x for view, x in zip(self.views, rowwise, strict=True)]
+        return _gather(_join(flat), self.lengths, np.repeat(np.array(strides), self.counts, axis=0), self.matrix)
+
+    def stack_thin(self, moments: Sequence[Shaped[Array, "..."]], axis: int) -> Shaped[Array, "..."]:
+        """Makes one array of what leaves have along one axis of a matrix.
+
+        Args:
+            moments: Per leaf the batch axes, then that axis.
+            axis: Which axis of a matrix of the batch.
+
+        Returns:
+            An array of matrices, length.
+        """
+        length = self.matrix[axis]
+        if self.lengths is None:
+            return _join([x.reshape(-1, length) for x in moments])
+        lengths = self.lengths[:, [axis]]
+        return _gather(_join([x.reshape(-1) for x in moments]), lengths, np.ones_like(lengths), (length,))
+
+    def starts(self, x: Shaped[Array, "..."]) -> Sequence[Any]:
+        """Where each leaf starts in a batch, in the form that `unstack` reads.
+
+        On a CPU these are numbers that the compiler does not know. It would otherwise make code for every leaf; this
+        way leaves of one shape share theirs. Both branches give the same, but XLA does not look into them.
+
+        Args:
+            x: Any array that is computed before the batch is taken apart.
+
+        Returns:
+            A number per leaf; the order is that of `members`.
+        """
+        starts = [end - count for end, count in zip(itertools.accumulate(self.counts), self.counts, strict=True)]
+        if self.lengths is not None:
+            return starts
+        numbers = lambda: [jnp.asarray(start, jnp.uint32) for start in starts]
+        return jax.lax.platform_dependent(
+            x, cpu=lambda x: jax.lax.cond(x.reshape(-1)[0] >= 0.0, numbers, numbers), default=lambda x: numbers()
+        )
+
+    def unstack(self, x: Shaped[Array, "..."], starts: Sequence[Any] | None = None) -> list[Shaped[Array, "..."]]:
+        """Takes what `stack` makes back to leaves; `starts` may be shared by several arrays."""
+        parts = self._parts(x, [self._lengths(view) for view in self.views], starts)
+        return [
+            view.invert(self._turn(view, part).reshape(view.viewed))
+            for view, part in zip(self.views, parts, strict=True)
+        ]
+
+    def unstack_thin(
+        self, x: Shaped[Array, "..."], axis: int, starts: Sequence[Any] | None = None
+    ) -> list[Shaped[Array, "..."]]:
+        """Takes what `stack_thin` makes back to leaves."""
+        lengths = [self._lengths(view)[axis] for view in self.views]
+        parts = self._parts(x, [(length,) for length in lengths], starts)
+        shapes = [(*view.viewed[:-2], length) for view, length in zip(self.views, lengths, strict=True)]
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _parts(self, x: jax.Array, lengths: Sequence[Shape], starts: Sequence[Any] | None) -> list[jax.Array]:
+        """Each leaf's matrices, without padding."""
+        starts = self.starts(x) if starts is None else starts
+        if self.lengths is None:
+            flat, first = x.reshape(len(x), -1), jnp.zeros([], jnp.uint32)
+            parts = [
+                jax.lax.dynamic_slice(flat, (start, first), (count, flat.shape[1]))
+                for start, count in zip(starts, self.counts, strict=True)
+            ]
+            return [part.reshape(-1, *x.shape[1:]) for part in parts]
+        return [
+            jax.lax.slice(x, (start, *[0] * len(length)), (start + count, *length))
+            for start, count, length in zip(starts, self.counts, lengths, strict=True)
+        ]
+
+    def _turned(self, view: MatrixView) -> bool:
+        """Whether matrices of the leaf lie transposed in the batch."""
+        return len(self.matrix) == 2 and _tall(_matrix(view)) != self.tall
+
+    def _turn(self, view: MatrixView, x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x, -1, -2) if self._turned(view) else x
+
+    def _lengths(self, view: MatrixView) -> Shape:
+        """Of a matrix of the leaf, as it lies in the batch."""
+        return _matrix(view)[::-1] if self._turned(view) else _matrix(view)
+
+
+def stackable(view: MatrixView) -> bool:
+    """Whether the leaf is no more than matrices with rows and columns factored, or vectors."""
+    return not view.whole and view.factored == dataclasses.replace(view, factored_over=None).factored
+
+
+def plan_batches(
+    views: Sequence[MatrixView],
+    chosen: Iterable[int],
+    key: Callable[[int], Hashable] = lambda position: None,
+    *,
+    cost: Callable[[Shape], float | int] = math.prod,
+    join_below: float | int,
+    largest: float | int,
+) -> list[Batch]:
+    """Sorts leaves into batches.
+
+    Args:
+        views: Of all leaves.
+        chosen: The positions of the leaves to sort, which must be `stackable`.
+        key: Of a leaf by its position; leaves of different keys share no batch.
+        cost: Of one matrix by its lengths, the shorter first.
+        join_below: The cost of padding up to which one shape joins others.
+        largest: The cost of a batch, at most; a leaf that costs more has a batch of its own.
+
+    Returns:
+        The batches; members of one shape are in order of their positions.
+    """
+    kinds: dict[Hashable, dict[Shape, list[int]]] = {}
+    for i in chosen:
+        lengths = tuple(sorted(_matrix(views[i])))
+        kinds.setdefault((len(lengths), key(i)), {}).setdefault(lengths, []).append(i)
+    batches = []
+    for shapes in kinds.values():
+        for members in _joined_shapes(shapes, views, cost, join_below):
+            batches += [_batch(views, part) for part in _portions(members, views, cost, largest)]
+    return batches
+
+
+def _joined_shapes(
+    shapes: dict[Shape, list[int]],
+    views: Sequence[MatrixView],
+    cost: Callable[[Shape], float | int],
+    join_below: float | int,
+) -> list[list[int]]:
+    """Leaves by shape, larger shapes first; each shape joins the one before it that it is cheapest to pad to."""
+    groups: list[tuple[Shape, list[int]]] = []
+    total = lambda lengths, members: cost(lengths) * sum(_count(views[i]) for i in members)
+    for lengths in sorted(shapes, key=cost, reverse=True):
+        members = shapes[lengths]
+        found, best = None, join_below
+        for k, (other, others) in enumerate(groups):
+            union = tuple(map(max, other, lengths))
+            waste = total(union, others + members) - total(other, others) - total(lengths, members)
+            if waste <= best:
+                found, best = k, waste
+        if found is None:
+            groups.append((lengths, members))
+        else:
+            other, others = groups[found]
+            groups[found] = tuple(map(max, other, lengths)), others + members
+    return [members for _, members in groups]
+
+
+def _portions(
+    members: Sequence[int], views: Sequence[MatrixView], cost: Callable[[Shape], float | int], largest: float | int
+) -> list[list[int]]:
+    """The members in order, as many at a time as cost less than `largest`."""
+    portions: list[list[int]] = []
+    room = 0.0
+    for i in members:
+        needed = cost(tuple(sorted(_matrix(views[i])))) * _count(views[i])
+        if not portions or needed > room:
+            portions.append([])
+            room = largest
+        portions[-1].append(i)
+        room -= needed
+    return portions
+
+
+def _batch(views: Sequence[MatrixView], members: Sequence[int]) -> Batch:
+    own = [_matrix(views[i]) for i in members]
+    # As most of the members lie.
+    tall = 2 * sum(map(_tall, own)) > len(own)
+    shorter_first = tuple(map(max, zip(*map(sorted, own), strict=True)))
+    matrix = shorter_first[::-1] if tall else shorter_first
+    return Batch(tuple(members), tuple(views[i] for i in members), matrix, tall)
+
+
+def _matrix(view: MatrixView) -> Shape:
+    return view.viewed[-2:] if view.is_matrix else view.viewed[-1:]
+
+
+def _tall(matrix: Shape) -> bool:
+    return len(matrix) == 2 and matrix[0] > matrix[1]
+
+
+def _count(view: MatrixView) -> int:
+    return math.prod(view.viewed[: len(view.viewed) - len(_matrix(view))])
+
+
+def _gather(
+    flat: jax.Array, lengths: Int[np.ndarray, "matrices axes"], strides: Int[np.ndarray, "matrices axes"], shape: Shape
+) -> jax.Array:
+    """Matrices that lie one after the other, each with zeros up to a common shape.
+
+    One gather with computed positions: padding each leaf by itself would be an operation per leaf, which a compiler
+    makes code for.
+    """
+    sizes = np.prod(lengths, axis=1)
+    start = np.cumsum(sizes) - sizes
+    ones = [1] * len(shape)
+    position = jnp.asarray(start.reshape(-1, *ones))
+    for axis, length in enumerate(shape):
+        along = jnp.arange(length).reshape([1, *(length if i == axis else 1 for i in range(len(shape)))])
+        position = position + jnp.asarray(strides[:, axis].reshape(-1, *ones)) * along
+    marks = inside((len(lengths), *shape), lengths)
+    found = flat.at[jnp.where(marks, position, 0)].get(mode="promise_in_bounds")
+    return jnp.where(marks, found, jnp.zeros([], flat.dtype))
+
+
+def _join(parts: Sequence[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
