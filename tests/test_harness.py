@@ -140,6 +140,165 @@ def test_weight_decay_shrinks_each_group_by_its_own_rate():
     np.testing.assert_allclose(updates["layer"]["bias"], -20 * 0.1 * 0.25, rtol=1e-6)
 
 
+# ----------------------------------------------------------------------------------------- numbers of whatever library
+
+SAME = {
+    "NumPy steps": ({"total_steps": np.int64(40)}, {"total_steps": 40}),
+    "a NumPy array of steps": ({"total_steps": np.array(40)}, {"total_steps": 40}),
+    "NumPy warm-up in steps": ({"total_steps": 40, "warmup": np.int32(10)}, {"total_steps": 40, "warmup": 10}),
+    "NumPy warm-up": ({"total_steps": 40, "warmup": np.float32(0.25)}, {"total_steps": 40, "warmup": 0.25}),
+    "NumPy rate": ({"learning_rate": np.float32(0.5)}, {"learning_rate": 0.5}),
+    "half rate": ({"learning_rate": np.float16(0.5)}, {"learning_rate": 0.5}),
+    "JAX rate": ({"learning_rate": jnp.asarray(0.5)}, {"learning_rate": 0.5}),
+    "whole rate": ({"learning_rate": jnp.asarray(2)}, {"learning_rate": 2.0}),
+    "NumPy decay": ({"weight_decay": np.float64(0.5)}, {"weight_decay": 0.5}),
+    "factor as a schedule": (
+        {"rest_learning_rate_factor": lambda count: 3.0 - count},
+        {"rest_learning_rate_factor": 3.0},
+    ),
+    "decay as a schedule": ({"rest_weight_decay": lambda count: 0.5 - count}, {"rest_weight_decay": 0.5}),
+}
+
+
+def two_updates(**arguments):
+    tx = harness.build("adamw", **arguments)
+    state, found = tx.init(PARAMS), []
+    for _ in range(2):
+        updates, state = tx.update(PARAMS, state, PARAMS)
+        found.append(updates)
+    return found
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.filterwarnings("error")
+def test_numbers_may_be_of_any_library(name):
+    given, plain = SAME[name]
+    found, wanted = two_updates(**given), two_updates(**plain)
+    assert_trees_close(found[0], wanted[0], 1e-6)
+    c2.describe(PARAMS, "adamw", **given)
+
+
+ASKED = [
+    {"weight_decay": -0.1},
+    {"weight_decay": {"embedding": math.nan}},
+    {"weight_decay": {"embeddings": 0.1}},
+    {"rest_weight_decay": jnp.ones(1)},
+    {"rest_learning_rate_factor": -1.0},
+    {"learning_rate": jnp.full((8,), 1e-3)},
+    {"learning_rate": jnp.asarray(jnp.nan)},
+    {"learning_rate": 1e-3 + 0j},
+    {"learning_rate": True},
+    {"learning_rate": np.array(["1"])},
+    {"total_steps": np.float64(10.0)},
+    {"total_steps": 10, "warmup": np.nan},
+    {"rest": {"bias": 0.1}},
+    {"rest": {"bias": harness.AdamW(b1=1.0)}},
+    {"rest": {"hidden": harness.AdamW()}},
+    {"preset": "celo2_base", "rest": {"bias": harness.AdamW(b1=0.5)}},
+    {"weight_decay_mode": "cautios"},
+    {"state_dtype": "float64"},
+    {"kernel": "cuda"},
+    {"momentum": 0.9},
+]
+
+
+@pytest.mark.parametrize("arguments", ASKED, ids=str)
+def test_build_and_describe_answer_alike(arguments):
+    name = list(arguments)[-1]
+    for ask in (lambda: harness.build(**arguments), lambda: c2.describe(PARAMS, **arguments)):
+        with pytest.raises((TypeError, ValueError), match=name):
+            ask()
+
+
+def test_the_schedule_to_log_is_the_one_that_is_used():
+    rate = harness.learning_rate_schedule("adamw", 0.5, total_steps=np.int64(10), schedule="linear", warmup=2)
+    assert [float(rate(step)) for step in (0, 1, 2, 6, 10)] == [0.0, 0.25, 0.5, 0.25, 0.0]
+    for found, wanted in zip(
+        two_updates(learning_rate=rate, total_steps=10),
+        two_updates(learning_rate=0.5, total_steps=10, schedule="linear", warmup=2),
+        strict=True,
+    ):
+        assert_trees_close(found, wanted, 1e-6)
+    assert harness.learning_rate_schedule("muon")(7) == harness.presets()["muon"].learning_rate
+    assert harness.learning_rate_schedule("velo", 0.1, total_steps=10)(3) == 0.1
+    with pytest.raises(ValueError, match="did you mean 'linear'"):
+        harness.learning_rate_schedule("muon", schedule="liner")
+
+
+# -------------------------------------------------------------------------------------------------------------- by role
+
+ROLES = {
+    "wte": {"embedding": jnp.ones((7, 4))},
+    "layer": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)},
+    "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    "lm_head": {"kernel": jnp.ones((4, 7))},
+}
+
+
+def one_update(gradients, **arguments):
+    tx = harness.build("muon", 1.0, **arguments)
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(ROLES), ROLES)
+    return jax.tree.map(lambda x: float(x.ravel()[0]), updates)
+
+
+ZERO = jax.tree.map(jnp.zeros_like, ROLES)
+
+
+def test_weight_decay_of_all_matrices_and_of_nothing_else():
+    found = one_update(ZERO, weight_decay=dict.fromkeys(harness.MATRICES, 0.25))
+    assert found["layer"] == {"kernel": -0.25, "bias": 0.0} and found["norm"] == {"scale": 0.0, "bias": 0.0}
+    assert found["wte"]["embedding"] == found["lm_head"]["kernel"] == -0.25
+
+
+@pytest.mark.parametrize(("mode", "shrunk"), [("decoupled", 0.5 * 0.25), ("independent", 0.25), ("cautious", 0.0)])
+def test_weight_decay_has_modes(mode, shrunk):
+    """Cautious decay waits for a step that shrinks the parameter, which a zero gradient does not make."""
+    tx = harness.build("adamw", 0.5, weight_decay=0.25, rest_weight_decay=0.25, weight_decay_mode=mode)
+    updates, _ = tx.update(ZERO, tx.init(ROLES), ROLES)
+    for x in jax.tree.leaves(updates):
+        np.testing.assert_allclose(x, -shrunk, rtol=1e-6)
+
+
+def test_roles_have_their_own_adamw():
+    """Adam's first direction is the sign of the gradient; gains and biases are told apart."""
+    rest = {
+        "embedding": harness.AdamW(learning_rate_factor=3.0),
+        "vector": harness.AdamW(learning_rate_factor=5.0, weight_decay=0.5),
+        "gain": harness.AdamW(weight_decay=0.0),
+    }
+    found = one_update(ROLES, rest=rest, rest_learning_rate_factor={"head": 7.0, "embedding": 100.0})
+    wanted = {"wte": {"embedding": -3.0}, "lm_head": {"kernel": -7.0}, "norm": {"scale": -5.0, "bias": -7.5}}
+    for name, leaves in wanted.items():
+        for leaf, value in leaves.items():
+            np.testing.assert_allclose(found[name][leaf], value, rtol=1e-5)
+    np.testing.assert_allclose(found["layer"]["bias"], -7.5, rtol=1e-5)
+
+
+def test_roles_have_their_own_betas_and_the_report_says_so():
+    rest = {"embedding": harness.AdamW(b1=0.5, b2=0.75)}
+    tx = harness.build("celo2_ortho", 1.0, weights=TINY, rest=rest)
+    _, state = tx.update(ROLES, tx.init(ROLES), ROLES)
+    assert set(state.inner_states) == {"hidden", "rest", "embedding", "frozen"}
+    adam = state.inner_states["embedding"].inner_state[0]
+    np.testing.assert_allclose(adam.mu["wte"]["embedding"], 0.5)
+    np.testing.assert_allclose(adam.nu["wte"]["embedding"], 0.25)
+    np.testing.assert_allclose(state.inner_states["rest"].inner_state[0].nu["norm"]["bias"], 0.05, rtol=1e-6)
+    lines = {line.split()[0]: line for line in c2.describe(ROLES, rest=rest, weights=TINY).splitlines() if line}
+    assert "adamw (0.5, 0.75)" in lines["wte/embedding"] and "(0" not in lines["norm/bias"].split("vector")[1]
+
+
+def test_a_preset_may_set_roles_apart():
+    own = dataclasses.replace(harness.presets()["muon"], roles={"gain": harness.AdamW(learning_rate_factor=2.0)})
+    tx = harness.build(own, 1.0, rest={"bias": harness.AdamW(learning_rate_factor=4.0)})
+    updates, _ = tx.update(ROLES, tx.init(ROLES), ROLES)
+    found = [
+        float(updates["norm"]["scale"][0]),
+        float(updates["norm"]["bias"][0]),
+        float(updates["wte"]["embedding"][0, 0]),
+    ]
+    np.testing.assert_allclose(found, [-2.0, -4.0, -1.0], rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------------ registry
 
 

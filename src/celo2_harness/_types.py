@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     Updates: TypeAlias = Any
 else:
     import jax
+    import numpy as np
     from jaxtyping import PyTree
 
     Params = PyTree[jax.Array | jax.ShapeDtypeStruct]
-    Updates = PyTree[jax.Array]
+    Updates = PyTree[jax.Array | np.ndarray]
 # A number, a traced scalar (what `optax.inject_hyperparams` passes), or a function of the step count.
 ScalarOrSchedule: TypeAlias = ArrayLike | Callable[[Any], Any]

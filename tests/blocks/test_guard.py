@@ -136,3 +136,49 @@ def test_an_unknown_action_is_named():
     function = getattr(c2.guard_updates, "__wrapped__", c2.guard_updates)
     with pytest.raises(ValueError, match="spike_action = 'stop', expected 'skip' or 'clip'"):
         function(optax.identity(), spike_action="stop")
+
+
+DTYPES = ["bfloat16", "float16", "float32", "float8_e4m3fn", "complex64"]
+BAD_ENTRIES = {"nan": np.nan, "inf": np.inf, "nan in the imaginary part": complex(1.0, np.nan), "none": 1.0}
+
+
+@pytest.mark.parametrize("entry", BAD_ENTRIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_finite_agrees_with_optax(dtype, entry):
+    value = BAD_ENTRIES[entry]
+    if isinstance(value, complex) and dtype != "complex64" or dtype == "float8_e4m3fn" and value == np.inf:
+        pytest.skip("the dtype has no such number")
+    updates = {"w": jnp.asarray([1.0, value]).astype(dtype), "count": jnp.arange(3)}
+    inner = optax.stateless(lambda updates, _: jax.tree.map(lambda x: x * jnp.ones((), x.dtype), updates))
+    theirs, ours = optax.apply_if_finite(inner, 5), c2.guard_updates(inner)
+    wanted, _ = theirs.update(updates, theirs.init(updates))
+    found, state = ours.update(updates, ours.init(updates))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x, np.complex64), np.asarray(y, np.complex64))
+    assert int(state.nonfinite_count) == (entry != "none") and np.isfinite(state.level)
+
+
+def test_magnitudes_of_complex_gradients_count():
+    tx = c2.guard_updates(optax.identity(), warmup=0)
+    _, state = tx.update({"w": jnp.asarray([3.0 + 4.0j])}, tx.init({"w": jnp.zeros(1)}))
+    np.testing.assert_allclose(state.level, 5.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["partition", "masked", "frozen"])
+@pytest.mark.parametrize("action", ["skip", "clip"])
+def test_gradients_that_nobody_looks_at_count_for_nothing(kind, action):
+    frozen = {"a": True, "b": False}
+    inner = {
+        "partition": optax.partition({True: optax.set_to_zero(), False: optax.sgd(1.0)}, frozen),
+        "masked": optax.chain(optax.masked(optax.set_to_zero(), frozen), optax.sgd(1.0)),
+        "frozen": c2.build("adamw", 1.0, rules=[("^a$", "frozen")]),
+    }[kind]
+    tx = c2.guard_updates(inner, spike_factor=2.0, spike_action=action, warmup=0)
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    state = tx.init(params)
+    for bad in (1.0, 1e9, np.nan):
+        updates, state = tx.update({"a": jnp.full(2, bad), "b": jnp.ones(2)}, state, params)
+        assert not np.any(updates["a"]) and np.all(updates["b"] < 0)
+    assert state.nonfinite_count == 0 and state.spike_count == 0
+    np.testing.assert_allclose(state.level, np.sqrt(2.0), rtol=1e-6)

@@ -116,9 +116,8 @@ def _fused_without_three(leaf: Leaf) -> Axes:
     if leaf.rank != 3:
         return UNCLEAR
     first, second, third = leaf.body
-    if 3 * min(second, third) == max(second, third):
-        return last_two(leaf)
-    return Axes((0,), (1, 2)) if second * third == 3 * first else UNCLEAR
+    stacked, heads = 3 * min(second, third) == max(second, third), second * third == 3 * first
+    return UNCLEAR if stacked == heads else last_two(leaf) if stacked else Axes((0,), (1, 2))
 
 
 def _einsum_axes(leaf: Leaf) -> Axes:
@@ -133,7 +132,7 @@ def _attention(leaf: Leaf) -> Axes | None:
     outputs = 0 if leaf.bias is None else len(leaf.bias)
     if leaf.rank != 3 or not say.is_qkv(leaf.module) or leaf.is_conv or leaf.direction or outputs == 1:
         return None
-    if outputs and not leaf.unclear:
+    if outputs and leaf.unclear is None:
         return axes_from_bias(leaf)
     order = _order(leaf)
     return UNCLEAR if order is None else _heads_apart(leaf, *(((0,), (1, 2)) if order == "in" else ((2,), (0, 1))))
@@ -154,7 +153,7 @@ def _order(leaf: Leaf) -> str | None:
         order = attention_order(leaf.mate, leaf.body) if out else attention_order(leaf.body, leaf.mate)
         if order is not None:
             return order
-    return None if leaf.is_out_first or leaf.unclear else "in"
+    return None if leaf.is_out_first or leaf.unclear is not None else "in"
 
 
 def _expert(leaf: Leaf) -> Axes | None:
@@ -187,20 +186,20 @@ def _biased(leaf: Leaf) -> Axes | None:
     found = axes_from_bias(leaf)
     if found is None:  # a weight that does not fit its own bias
         return UNCLEAR
-    unusual = len(leaf.bias) > usual_bias_ndim(leaf) and leaf.unclear
+    unusual = len(leaf.bias) > usual_bias_ndim(leaf) and leaf.unclear is not None
     return UNCLEAR if unusual else found
 
 
 def _dense(leaf: Leaf) -> Axes | None:
     if leaf.rank != 2 or not leaf.is_weight:
         return None
-    return UNCLEAR if leaf.unclear and leaf.is_out_first else axes_from_bias(leaf) or last_two(leaf)
+    return UNCLEAR if leaf.unclear is not None and leaf.is_out_first else axes_from_bias(leaf) or last_two(leaf)
 
 
 def _matrix(leaf: Leaf) -> Axes | None:
     if leaf.rank != 2:
         return None
-    return UNCLEAR if leaf.unclear else last_two(leaf)
+    return UNCLEAR if leaf.unclear is not None else last_two(leaf)
 
 
 def is_window(leaf: Leaf) -> bool:
@@ -210,11 +209,13 @@ def is_window(leaf: Leaf) -> bool:
 
 
 def _window(leaf: Leaf) -> Axes | None:
-    return conv_axes(leaf) if leaf.is_weight and not leaf.unclear and is_window(leaf) else None
+    return conv_axes(leaf) if leaf.is_weight and leaf.unclear is None and is_window(leaf) else None
 
 
 def _batch_of_kernels(leaf: Leaf) -> Axes | None:
-    return last_two(leaf) if leaf.rank == 3 and (leaf.is_weight or "einsum" in words(leaf.name)) else None
+    if leaf.rank != 3 or not (leaf.is_weight or "einsum" in words(leaf.name)):
+        return None
+    return UNCLEAR if leaf.unclear == 1 else last_two(leaf)
 
 
 LAYOUTS: tuple[Layout, ...] = (

@@ -42,7 +42,7 @@ class Leaf:
         adapter: Whether this is a factor of a low-rank adapter, by its name or by the weight beside it.
         attends: Whether a module beside this one, or this array's own module, holds a query, key or value.
         direction: Whether this is the direction of a weight-normed kernel, `v` beside a gain `g`.
-        unclear: Whether the arrays around it may be a stack of layers, or may be none.
+        unclear: The axis that may count the layers of a stack, or may not; None where this is clear.
         per_head: Whether the caller wants one matrix per attention head.
     """
 
@@ -58,7 +58,7 @@ class Leaf:
     adapter: bool = False
     attends: bool = False
     direction: bool = False
-    unclear: bool = False
+    unclear: int | None = None
     per_head: bool = False
 
     @property

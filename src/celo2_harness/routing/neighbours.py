@@ -21,6 +21,7 @@ class Neighbours:
         gain: Direction of a weight-normed kernel -> its gain.
         mate: Query, key or value kernel -> output kernel of the same block, and the reverse.
         attends: Leaves in or beside a module that holds a query, key or value.
+        groups: Node -> the pairs and blocks in it, which are stacked together or not at all.
     """
 
     bias: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -28,6 +29,7 @@ class Neighbours:
     gain: dict[int, int] = dataclasses.field(default_factory=dict)
     mate: dict[int, int] = dataclasses.field(default_factory=dict)
     attends: set[int] = dataclasses.field(default_factory=set)
+    groups: dict[Node, list[list[int]]] = dataclasses.field(default_factory=dict)
 
 
 def neighbours_of(root: Node) -> Neighbours:
@@ -35,16 +37,18 @@ def neighbours_of(root: Node) -> Neighbours:
     found = Neighbours()
     for node in nodes_of(root):
         arrays = node.arrays()
-        _pair(arrays, found)
+        found.groups[node] = _pair(arrays, found)
         if node.attends:
             found.attends.update(arrays.values())
             for child in node.children.values():
                 found.attends.update(child.arrays().values())
-        _pair_attention(node, found)
+    for node in found.groups if found.attends else ():
+        block = _pair_attention(node, found)
+        found.groups[node].insert(0, block + [found.bias[i] for i in block if i in found.bias])
     return found
 
 
-def _pair(arrays: Mapping[str, int], found: Neighbours) -> None:
+def _pair(arrays: Mapping[str, int], found: Neighbours) -> list[list[int]]:
     weights: dict[tuple[str, ...], int] = {}
     biases: dict[tuple[str, ...], int] = {}
     for name, number in arrays.items():
@@ -61,12 +65,14 @@ def _pair(arrays: Mapping[str, int], found: Neighbours) -> None:
     for rest, number in weights.items():
         if rest in biases:
             found.bias[number], found.weight[biases[rest]] = biases[rest], number
+    bias, gain = found.bias, found.gain
+    return [[i, *(of[i] for of in (bias, gain) if i in of)] for i in arrays.values() if i in bias or i in gain]
 
 
-def _pair_attention(node: Node, found: Neighbours) -> None:
+def _pair_attention(node: Node, found: Neighbours) -> list[int]:
     """Joins query, key and value with the output projection beside them."""
     if not node.attends:
-        return
+        return []
 
     def kernel(name: str, child: Node) -> int | None:
         if child.leaves:
@@ -80,7 +86,9 @@ def _pair_attention(node: Node, found: Neighbours) -> None:
         number = None if side is None else kernel(name, child)
         if side is not None and number is not None:
             sides[side].append(number)
-    if sides["in"] and len(sides["out"]) == 1:
-        out = sides["out"][0]
-        found.mate[out] = sides["in"][0]
-        found.mate.update(dict.fromkeys(sides["in"], out))
+    if not sides["in"] or len(sides["out"]) != 1:
+        return []
+    out = sides["out"][0]
+    found.mate[out] = sides["in"][0]
+    found.mate.update(dict.fromkeys(sides["in"], out))
+    return [*sides["in"], out]

@@ -31,7 +31,7 @@ def leaves_of(params: PyTree, per_head: bool = False) -> tuple[list[Leaf], Any]:
     ]
     stacks, unclear = stack_axes(root, leaves, near)
     leaves = [
-        dataclasses.replace(leaf, stack=stack, unclear=i in unclear)
+        dataclasses.replace(leaf, stack=stack, unclear=unclear.get(i))
         for i, (leaf, stack) in enumerate(zip(leaves, stacks, strict=True))
     ]
     bodies = [leaf.body for leaf in leaves]
@@ -60,7 +60,7 @@ def _may_pair(weight: Shape, bias: Shape) -> bool:
 def _adapters(arrays: Mapping[str, int], leaves: Sequence[Leaf], bodies: Sequence[Shape]) -> tuple[int, ...]:
     """Two low-rank factors beside the weight that they change, whatever they are called."""
     matrices = [i for i in arrays.values() if len(bodies[i]) == 2]
-    base = [i for i in matrices if leaves[i].is_weight]
+    base = [i for i in matrices if leaves[i].is_weight or leaves[i].name_words & {"embedding", "embeddings"}]
     if len(matrices) != 3 or len(base) != 1:
         return ()
     (rows, columns), (a, b) = bodies[base[0]], (i for i in matrices if i != base[0])

@@ -65,7 +65,7 @@ def attention_order(kernel: Shape, out: Shape) -> str | None:
     return "out" if kernel[-1] == out[0] and (len(kernel) == 2 or kernel[1] == out[2]) else None
 
 
-def stack_axes(root: Node, leaves: Sequence[Leaf], near: Neighbours) -> tuple[list[tuple[int, ...]], set[int]]:
+def stack_axes(root: Node, leaves: Sequence[Leaf], near: Neighbours) -> tuple[list[tuple[int, ...]], dict[int, int]]:
     """The stacked axes of every leaf, and the leaves of which nobody can tell.
 
     Args:
@@ -74,7 +74,7 @@ def stack_axes(root: Node, leaves: Sequence[Leaf], near: Neighbours) -> tuple[li
         near: Which of them go together.
 
     Returns:
-        A tuple of axes per leaf, and the numbers of the leaves whose surroundings may be a stack or none.
+        A tuple of axes per leaf; and for leaves whose surroundings may be a stack or none, the axis in question.
     """
     stacks = _Stacks(leaves, near)
     stacks.settle(root, "")
@@ -92,7 +92,7 @@ class _Stacks:
         self.leaves, self.near = leaves, near
         self.axes = [tuple(range(leaf.ndim)) for leaf in leaves]
         self.shapes = [leaf.shape for leaf in leaves]
-        self.unclear: set[int] = set()
+        self.unclear: dict[int, int] = {}
 
     def settle(self, node: Node, name: str, inside: bool = False) -> int | None:
         """Decides about a container and what is in it.
@@ -109,22 +109,29 @@ class _Stacks:
         # Names prove little: they count once, and for experts inside of layers.
         named = bool(node.children) and self._named_stack(node, name, inside)
         while (axis := self._stacked_axis(node, named)) is not None:
-            length = self.shapes[node.below[0]][0] if axis == 0 else None
-            self._strip(node.below, axis)
+            leaves = self._wide(node)
+            length = self.shapes[leaves[0]][0] if axis == 0 else None
+            self._strip(leaves, axis)
             named, inside = False, True
         if not node.children:
             return length
-        second = self._length(node.below, 1) is not None
-        before = {i: (self.axes[i], self.shapes[i]) for i in node.below} if second else {}
+        below = self._wide(node)
+        second = bool(below) and self._length(below, 1) is not None
+        before = {i: (self.axes[i], self.shapes[i]) for i in below} if second else {}
+        for group in self.near.groups[node]:
+            while group and self._holds(group, 0):
+                self._strip(group, 0)
         lengths = {name: self.settle(child, name, inside) for name, child in node.children.items()}
         self._adopt(node, lengths)
         if any(self._open(i, axes) for i, (axes, _) in before.items()):
-            after = {i: (self.axes[i], self.shapes[i]) for i in node.below}
+            after = {i: (self.axes[i], self.shapes[i]) for i in below}
             self._restore(before)
-            if self._holds(node.below, 1):
-                self._strip(node.below, 1)
+            if self._holds(below, 1):
+                self._strip(below, 1)
             else:
                 self._restore(after)
+        if all(self.shapes[i] == shape for i, (_, shape) in before.items()) and self._may_hold(below, 1):
+            self.unclear.update(dict.fromkeys(below, 1))
         known = set(lengths.values())
         return length or (known.pop() if len(known) == 1 else None)
 
@@ -135,6 +142,10 @@ class _Stacks:
     def _named_stack(self, node: Node, name: str, inside: bool) -> bool:
         spoken = frozenset(words(name)) & (say.EXPERT if inside else say.STACK)
         return bool(spoken) and not any(child.isdigit() for child in node.children)
+
+    def _wide(self, node: Node) -> list[int]:
+        """All leaves of a container but scalars, which say nothing."""
+        return [i for i in node.below if self.shapes[i]]
 
     def _length(self, leaves: Sequence[int], axis: int) -> int | None:
         """The length of an axis, if all leaves have it and agree."""
@@ -150,8 +161,17 @@ class _Stacks:
         votes = {self.vote(i, axis) for i in leaves}
         return Vote.MUST in votes and Vote.NEVER not in votes
 
+    def _may_hold(self, leaves: Sequence[int], axis: int) -> bool:
+        """Whether all leaves agree in an axis, and none contradicts or proves that it counts layers."""
+        apart = {i for i in leaves if i not in self.near.weight}  # a weight and its bias alone are one layer
+        return (
+            len(apart) > 1
+            and max(len(self.shapes[i]) for i in leaves) > 2
+            and {self.vote(i, axis) for i in leaves} == {Vote.MAY}
+        )
+
     def _stacked_axis(self, node: Node, named: bool) -> int | None:
-        leaves = node.below
+        leaves = self._wide(node)
         if not leaves or self._length(leaves, 0) is None:
             return None
         if self._holds(leaves, 0):
@@ -164,7 +184,7 @@ class _Stacks:
             return 0
         # The vectors of a stack of layers, or matrices: nobody can tell.
         if any(len(self.shapes[i]) == 2 for i in leaves):
-            self.unclear.update(leaves)
+            self.unclear.update(dict.fromkeys(leaves, 0))
         return None
 
     def _square(self, leaves: Sequence[int]) -> bool:
@@ -177,20 +197,20 @@ class _Stacks:
         for i in leaves:
             self.axes[i] = self.axes[i][:axis] + self.axes[i][axis + 1 :]
             self.shapes[i] = self.shapes[i][:axis] + self.shapes[i][axis + 1 :]
-            self.unclear.discard(i)
+            self.unclear.pop(i, None)
 
     def _adopt(self, node: Node, lengths: dict[str, int | None]) -> None:
         """Kernels beside a stack of as many layers as their first axis is long belong to it; of vectors, who knows."""
         known = {length for length in lengths.values() if length is not None and length > 1}
         for name, child in node.children.items() if known else ():
-            leaves = child.below
-            if lengths[name] is not None or self._length(leaves, 0) not in known:
+            leaves = self._wide(child)
+            if not leaves or lengths[name] is not None or self._length(leaves, 0) not in known:
                 continue
             if any(self.vote(i, 0) is Vote.NEVER for i in leaves):
                 continue
             ndims = [len(self.shapes[i]) for i in leaves]
             if max(ndims) < 3:
-                self.unclear.update(i for i in leaves if len(self.shapes[i]) == 2)
+                self.unclear.update({i: 0 for i in leaves if len(self.shapes[i]) == 2})
             elif max(ndims) == 3 or all(self.leaves[i].in_attention for i in leaves):
                 self._strip(leaves, 0)
 
@@ -225,9 +245,7 @@ class _Stacks:
         if self.axes[i] != before:
             return self.axes[i][:1] == before[:1]
         weight, a, b = self._pair(i)
-        unfit = (
-            b is not None and len(b) < len(a) and bias_axes(a, b, weight.is_out_first, usual_bias_ndim(weight)) is None
-        )
+        unfit = b is not None and len(b) < len(a) and bias_axes(a, b, weight.is_out_first) is None
         alone = i in self.near.mate and attention_order(*self._block(i)) is None
         return unfit or alone or self.vote(i, 0) is Vote.MAY
 
@@ -238,9 +256,10 @@ class _Stacks:
         usual, out_first = usual_bias_ndim(weight), weight.is_out_first
         now = bias_axes(a, b, out_first, usual) is not None
         then = agree and bias_axes(cut(a), cut(b), out_first, usual) is not None
-        if now or then:
-            return Vote.MAY if now and then else Vote.MUST if then else Vote.NEVER
-        return Vote.NEVER
+        if now or not then:
+            return Vote.MAY if then else Vote.NEVER
+        # With more output axes it may fit as it is; for a stack along the second axis that is reason to doubt.
+        return Vote.MAY if axis and bias_axes(a, b, out_first) is not None else Vote.MUST
 
     def _block(self, i: int) -> tuple[Shape, Shape]:
         """The shapes of the query, key or value and of the output kernel of the block that a leaf belongs to."""

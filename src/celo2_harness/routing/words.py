@@ -50,7 +50,7 @@ _TIME = _set("decay first faaaa mix")
 _PATCH = _set("patch patches")
 _PATCH_LAYER = EMBEDDING | _set("conv proj projection stem dense linear")
 
-_HEAD = _set("head heads lmhead lmheads logits classifier unembed unembedding readout")
+_HEAD = _set("head heads lmhead lmheads logits classifier unembed unembedding readout readouts")
 # "multi_head", "q_head", "map_head" (attention pooling) are no output layers.
 _NOT_A_HEAD = _set("multi attn attention q k v kv query key per map pool num norm")
 _ROOT_HEADS = _set("out output fcout projout outproj outputproj outputprojection outputlayer finallayer finaldense")
@@ -92,7 +92,10 @@ def says_norm(name: str) -> bool:
         >>> says_norm("conv_bn"), says_norm("bn_conv")
         (True, False)
     """
-    meaning = [word for word in words(name) if word in NORM or word in LAYER]
+    spoken = words(name)
+    if "weight" in spoken or "spectral" in spoken:  # these normalise a weight
+        return False
+    meaning = [word for word in spoken if word in NORM or word in LAYER]
     return bool(meaning) and (meaning[-1] in NORM or meaning[-1] == "mlp" and meaning[0] in NORM)
 
 
