@@ -1,28 +1,24 @@
 """SOAP's basis around any direction: the eigenvectors of the gradients' covariance."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Int
 
 from celo2_harness._trees import bare_structure, require_like_params, unboxed
 from celo2_harness._types import Params, Updates
+from celo2_harness.blocks.bases import CHOSEN, Side, Sides, axes_with_basis, next_bases, turn, with_gradient
+from celo2_harness.blocks.first_moments import map_first_moments, refuse_unknown_fields
 from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views
 from celo2_harness.rule import MatrixView
-from celo2_harness.rule.eigenbasis import Orthonormalize, cholesky_qr, matmul, next_basis, transposed
+from celo2_harness.rule.eigenbasis import Orthonormalize, cholesky_qr, matmul, transposed
 
 Mode = Literal["whiten", "act"]
-Sides = Literal["one", "both"]
 
-# Fields of states by what they are, in mode "act". Momenta are vectors and turn with the basis; second moments belong
-# to the columns of the basis, one by one, and stay. States say so by Optax's own names.
-FIRST_MOMENTS = ("mu", "trace", "m1", "m2")
-SECOND_MOMENTS = ("nu", "diag", "row", "col", "sum_of_squares")
 _TINY = 1e-30
 
 
@@ -41,14 +37,6 @@ class EigenbasisState(NamedTuple):
     nu: Updates
 
 
-class _Side(NamedTuple):
-    """A side of the matrices of one leaf that has a basis: the axis of the viewed array, and what is kept for it."""
-
-    axis: int
-    covariance: Array
-    basis: Array
-
-
 def in_eigenbasis(
     inner: optax.GradientTransformation,
     decay: ArrayLike = 0.95,
@@ -61,6 +49,7 @@ def in_eigenbasis(
     max_size: int = 8192,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     orthonormalize: Orthonormalize = cholesky_qr,
+    precision: Any = None,
     sharding: LeafShardings = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lets a direction be whitened, or act, in the eigenbasis of the gradients' covariance.
@@ -97,6 +86,8 @@ def in_eigenbasis(
         weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
         orthonormalize: How the columns of a basis are made orthonormal: `cholesky_qr`, or a function like
             `lambda y: jax.numpy.linalg.qr(y)[0]`.
+        precision: Of the products that turn gradients, parameters and momenta, as in `jax.numpy.matmul`; None is
+            highest. Covariances and bases are always made at the highest.
         sharding: How the updates lie on a mesh (see `orthogonalize`). The second moment is placed like them;
             covariances and bases lie on every device, and the matrices of one size are shared out among the devices
             when new bases are made, whose results one all-gather collects.
@@ -129,277 +120,204 @@ def in_eigenbasis(
             raise ValueError(f"in_eigenbasis: {name} = {value!r}, expected {' or '.join(map(repr, known))}.")
     inner = optax.with_extra_args_support(inner)
     kept_decay = decay if second_moment_decay is None else second_moment_decay
-    num_sides = len(_SIDES[sides])
 
     def axes_of(leaf: Any, view: MatrixView) -> tuple[int, ...]:
-        return sides_with_basis(view, sides, max_size) if leaf.size else ()
+        return axes_with_basis(view, sides, max_size) if leaf.size else ()
 
-    def pack(treedef: Any, leaves: Sequence[Sequence[Array]]) -> tuple[Updates, ...]:
-        """One tree per side, of a list of arrays per leaf."""
+    def pack(treedef: Any, squares: Sequence[Sequence[Array]], places: Any) -> tuple[Updates, ...]:
+        """One tree per side, of the squares of every leaf; on a mesh they lie on every device."""
+        if places:
+            squares = _everywhere(squares, places)
         bare = bare_structure(treedef)
         return tuple(
-            bare.unflatten([arrays[k] if k < len(arrays) else optax.MaskedNode() for arrays in leaves])
-            for k in range(num_sides)
+            bare.unflatten([of_leaf[k] if k < len(of_leaf) else optax.MaskedNode() for of_leaf in squares])
+            for k in CHOSEN[sides]
         )
 
     def init_fn(params: Params) -> EigenbasisState:
         leaves, treedef = jax.tree.flatten(params)
+        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         views = matrix_views(params, weight_dimension_numbers)
+        places = leaf_shardings(params, sharding)
         axes = [axes_of(leaf, view) for leaf, view in zip(leaves, views, strict=True)]
-
-        def squares(make: Callable[[int], Array]) -> tuple[Updates, ...]:
-            def of(view: MatrixView, axis: int) -> Array:
-                n = view.viewed[axis]
-                return jnp.broadcast_to(make(n), (*view.viewed[:-2], n, n))
-
-            return pack(
-                treedef, [[of(view, axis) for axis in turned] for view, turned in zip(views, axes, strict=True)]
-            )
-
+        shapes = [
+            [(*view.viewed[:-2], view.viewed[axis], view.viewed[axis]) for axis in chosen]
+            for view, chosen in zip(views, axes, strict=True)
+        ]
+        zeros = lambda shape: jnp.zeros(shape, jnp.float32)
+        identity = lambda shape: jnp.broadcast_to(jnp.eye(shape[-1], dtype=jnp.float32), shape)
         nu = [
-            jnp.zeros(view.shape, jnp.float32) if turned and mode == "whiten" else optax.MaskedNode()
-            for view, turned in zip(views, axes, strict=True)
+            zeros(view.shape) if chosen and mode == "whiten" else optax.MaskedNode()
+            for view, chosen in zip(views, axes, strict=True)
         ]
         inner_state = inner.init(_float32(params))
         if mode == "act":
-            paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-            _refuse_unknown_fields(
-                inner_state, {path: view.shape for path, view, turned in zip(paths, views, axes, strict=True) if turned}
-            )
-        places = leaf_shardings(params, sharding)
+            turned = {path: view.shape for path, view, chosen in zip(paths, views, axes, strict=True) if chosen}
+            refuse_unknown_fields(inner_state, turned)
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
             inner_state=inner_state,
-            covariance=_everywhere(squares(lambda n: jnp.zeros((n, n), jnp.float32)), places),
-            basis=_everywhere(squares(lambda n: jnp.eye(n, dtype=jnp.float32)), places),
+            covariance=pack(treedef, [list(map(zeros, of_leaf)) for of_leaf in shapes], places),
+            basis=pack(treedef, [list(map(identity, of_leaf)) for of_leaf in shapes], places),
             nu=treedef.unflatten(_placed(nu, places)),
         )
+
+    def whitened(leaf: _Leaf, direction: Array, first: Array) -> tuple[Array, Any]:
+        """The direction, whitened, and the new second moment."""
+        if not leaf.sides:
+            return direction, leaf.nu
+        in_basis = lambda x: turn(x, leaf.sides, precision=precision)
+        u, old = leaf.view.apply(direction), leaf.view.apply(leaf.nu)
+        new = kept_decay * old + (1.0 - kept_decay) * jnp.square(in_basis(leaf.viewed))
+        # The identity is no basis yet: the first gradient does not enter, and nothing is divided by it.
+        nu = jnp.where(leaf.finite & ~first, new, old)
+        d = turn(_over_root(in_basis(u), nu, eps), leaf.sides, back=True, precision=precision)
+        d = d * (_norm(u) / jnp.maximum(_norm(d), _TINY))
+        return leaf.view.invert(jnp.where(first, u, d)), leaf.view.invert(nu)
 
     def update_fn(
         updates: Updates, state: EigenbasisState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, EigenbasisState]:
         if params is not None:
             require_like_params("in_eigenbasis", updates, params)
-        leaves, treedef = jax.tree.flatten(updates)
-        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
+        flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
         views = matrix_views(updates, weight_dimension_numbers)
         places = leaf_shardings(updates, sharding)
         bare = bare_structure(treedef)
-        covariances, bases = (
-            [[unboxed(part) for part in bare.flatten_up_to(tree)] for tree in trees]
-            for trees in (state.covariance, state.basis)
-        )
-        turned = [
-            [_Side(axis, covariances[k][i], bases[k][i]) for k, axis in enumerate(axes_of(leaf, view))]
-            for i, (leaf, view) in enumerate(zip(leaves, views, strict=True))
-        ]
-        with_basis = [i for i, parts in enumerate(turned) if parts]
-        gradients = [leaf.astype(jnp.float32) for leaf in leaves]
-        viewed, finite = {}, {}
-        for i in with_basis:
-            x = views[i].apply(gradients[i])
-            # A square that overflows would be as bad in the covariance as one that is not a number.
-            finite[i] = jnp.isfinite(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
-            viewed[i] = jnp.where(finite[i], x, 0.0)
-            gradients[i] = views[i].invert(viewed[i])
+        squares = [[unboxed(x) for x in bare.flatten_up_to(tree)] for tree in (*state.covariance, *state.basis)]
+        leaves = []
+        for i, ((path, x), view, nu) in enumerate(zip(flat, views, treedef.flatten_up_to(state.nu), strict=True)):
+            of_leaf = [column[i] for column in squares]
+            count = len(of_leaf) // 2
+            sides_of_leaf = [Side(axis, of_leaf[k], of_leaf[count + k]) for k, axis in enumerate(axes_of(x, view))]
+            leaves.append(_clean_leaf(path, view, sides_of_leaf, x, nu))
 
-        def in_basis(tree: Sequence[Array], back: bool = False) -> list[Array]:
-            return [
-                view.invert(_turn(view.apply(x), parts, back)) if parts else x
-                for x, view, parts in zip(tree, views, turned, strict=True)
+        def in_basis(tree: Updates, back: bool = False) -> Updates:
+            turned = [
+                leaf.view.invert(turn(leaf.view.apply(x), leaf.sides, back=back, precision=precision))
+                if leaf.sides
+                else x
+                for leaf, x in zip(leaves, treedef.flatten_up_to(tree), strict=True)
             ]
+            return treedef.unflatten(turned)
 
-        wide = None if params is None else _float32(params)
-        if mode == "act" and wide is not None:
-            wide = treedef.unflatten(in_basis(treedef.flatten_up_to(wide)))
-        seen = in_basis(gradients) if mode == "act" else gradients
-        direction, inner_state = inner.update(treedef.unflatten(seen), state.inner_state, wide, **extra_args)
-        outputs = treedef.flatten_up_to(direction)
-
-        nu = treedef.flatten_up_to(state.nu)
+        gradients = treedef.unflatten([leaf.gradient for leaf in leaves])
+        weights = None if params is None else _float32(params)
         if mode == "act":
-            outputs = in_basis(outputs, back=True)
+            weights = None if weights is None else in_basis(weights)
+            direction, inner_state = inner.update(in_basis(gradients), state.inner_state, weights, **extra_args)
+            results = [
+                (u, leaf.nu) for leaf, u in zip(leaves, treedef.flatten_up_to(in_basis(direction, True)), strict=True)
+            ]
         else:
+            direction, inner_state = inner.update(gradients, state.inner_state, weights, **extra_args)
             first = state.count == 0
-            for i in with_basis:
-                square = jnp.square(_turn(viewed[i], turned[i]))
-                old = views[i].apply(nu[i])
-                # The identity is no basis yet, so the first gradient does not enter.
-                second = jnp.where(finite[i] & ~first, kept_decay * old + (1.0 - kept_decay) * square, old)
-                u = views[i].apply(outputs[i])
-                d = _turn(_whiten(_turn(u, turned[i]), second, eps), turned[i], back=True)
-                d = d * (_norm(u) / jnp.maximum(_norm(d), _TINY))
-                outputs[i] = views[i].invert(jnp.where(first, u, d))
-                nu[i] = views[i].invert(second)
-        for i in with_basis:
-            outputs[i] = views[i].invert(jnp.where(finite[i], views[i].apply(outputs[i]), 0.0))
-            seen_by = [_with_gradient(side, viewed[i], finite[i], decay) for side in turned[i]]
-            turned[i] = [_Side(side.axis, *_everywhere(side[1:], places)) for side in seen_by]
+            results = [
+                whitened(leaf, u, first) for leaf, u in zip(leaves, treedef.flatten_up_to(direction), strict=True)
+            ]
+        outputs = [
+            leaf.where_finite(u).astype(x.dtype) for leaf, (u, _), (_, x) in zip(leaves, results, flat, strict=True)
+        ]
+
+        seen = [[with_gradient(side, leaf.viewed, leaf.finite, decay) for side in leaf.sides] for leaf in leaves]
+        if places:
+            seen = [[Side(side.axis, *_everywhere(side[1:], places)) for side in of_leaf] for of_leaf in seen]
 
         def refresh(inner_state: optax.OptState) -> tuple[list[list[Array]], optax.OptState]:
-            new = _next_bases(turned, orthonormalize, places[0].mesh if places else None)
+            bases = next_bases(seen, orthonormalize, places[0].mesh if places else None)
             if mode == "act":
-                turns = {
-                    paths[i]: (
-                        views[i],
-                        [
-                            s._replace(basis=matmul(transposed(s.basis), q))
-                            for s, q in zip(turned[i], new[i], strict=True)
-                        ],
-                    )
-                    for i in with_basis
-                }
-                inner_state = _carry_first_moments(inner_state, turns)
-            return new, inner_state
+                turning = [(leaf, new) for leaf, new in zip(leaves, bases, strict=True) if leaf.sides]
+                shapes = {leaf.path: leaf.view.shape for leaf, _ in turning}
+                functions = {leaf.path: _from_old_basis(leaf, new, precision) for leaf, new in turning}
+                inner_state = map_first_moments(inner_state, shapes, functions)
+            return bases, inner_state
 
         def keep(inner_state: optax.OptState) -> tuple[list[list[Array]], optax.OptState]:
-            return [[side.basis for side in parts] for parts in turned], inner_state
+            return [[side.basis for side in of_leaf] for of_leaf in seen], inner_state
 
         if every == 1:
-            new, inner_state = refresh(inner_state)
+            bases, inner_state = refresh(inner_state)
         else:
-            new, inner_state = jax.lax.cond(state.count % every == 0, refresh, keep, inner_state)
-        outputs = [u.astype(leaf.dtype) for u, leaf in zip(outputs, leaves, strict=True)]
+            bases, inner_state = jax.lax.cond(state.count % every == 0, refresh, keep, inner_state)
         return treedef.unflatten(outputs), EigenbasisState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             inner_state=inner_state,
-            covariance=pack(treedef, [[side.covariance for side in parts] for parts in turned]),
-            basis=pack(treedef, new),
-            nu=treedef.unflatten(_placed(nu, places)),
+            covariance=pack(treedef, [[side.covariance for side in of_leaf] for of_leaf in seen], places),
+            basis=pack(treedef, bases, places),
+            nu=treedef.unflatten(_placed([nu for _, nu in results], places)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
 
 
-# Of the short and the long side, which may have a basis.
-_SIDES = {"one": (0,), "both": (0, 1)}
+class _Leaf(NamedTuple):
+    """One leaf during an update.
+
+    `gradient` is float32, and zero in matrices that are not `finite` (of the viewed shape, with ones for the matrix).
+    """
+
+    path: Any
+    view: MatrixView
+    sides: list[Side]
+    gradient: Array
+    finite: Array
+    nu: Any
+
+    @property
+    def viewed(self) -> Array:
+        return self.view.apply(self.gradient)
+
+    def where_finite(self, x: Array) -> Array:
+        """The array with zeros for the matrices whose gradients are not finite."""
+        return self.view.invert(jnp.where(self.finite, self.view.apply(x), 0.0)) if self.sides else x
 
 
-def sides_with_basis(view: MatrixView, sides: Sides, max_size: int) -> tuple[int, ...]:
-    """The axes of the viewed array (-2 rows, -1 columns) that get a basis, the shorter one first; none for vectors."""
-    if not view.is_matrix:
-        return ()
-    rows, columns = view.viewed[-2:]
-    by_length = (-2, -1) if rows <= columns else (-1, -2)
-    return tuple(by_length[k] for k in _SIDES[sides] if view.viewed[by_length[k]] <= max_size)
+def _clean_leaf(path: Any, view: MatrixView, sides: list[Side], gradient: Array, nu: Any) -> _Leaf:
+    wide = gradient.astype(jnp.float32)
+    finite = jnp.ones([], bool)
+    if sides:
+        # A square that overflows would be as bad in the covariance as one that is not a number.
+        finite = jnp.isfinite(jnp.sum(jnp.square(view.apply(wide)), axis=(-2, -1), keepdims=True))
+    leaf = _Leaf(path, view, sides, wide, finite, nu)
+    return leaf._replace(gradient=leaf.where_finite(wide))
 
 
-def _turn(x: Array, sides: Sequence[_Side], back: bool = False) -> Array:
-    """Coordinates in the bases of the sides: Q^T x along the rows, x Q along the columns; or back from them."""
-    for side in sides:
-        basis = transposed(side.basis) if back else side.basis
-        x = matmul(transposed(basis), x) if side.axis == -2 else matmul(x, basis)
-    return x
+def _from_old_basis(leaf: _Leaf, bases: Sequence[Array], precision: Any) -> Callable[[Array], Array]:
+    """From coordinates in the old bases to those in the new ones."""
+    turns = [
+        side._replace(basis=matmul(transposed(side.basis), basis))
+        for side, basis in zip(leaf.sides, bases, strict=True)
+    ]
+
+    def function(x: Array) -> Array:
+        turned = turn(leaf.view.apply(x.astype(jnp.float32)), turns, precision=precision)
+        return leaf.view.invert(turned).astype(x.dtype)
+
+    return function
 
 
 def _norm(x: Array) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True))
 
 
-def _whiten(x: Array, second_moment: Array, eps: ArrayLike) -> Array:
-    """x / sqrt(v), up to a factor for each matrix."""
+def _over_root(x: Array, second_moment: Array, eps: ArrayLike) -> Array:
+    """x / sqrt(v + e), up to a factor for each matrix."""
     mean = jnp.mean(second_moment, axis=(-2, -1), keepdims=True)
     # Relative to the mean, so that neither tiny nor huge gradients leave float32.
     return x * jax.lax.rsqrt(second_moment / jnp.maximum(mean, _TINY) + eps)
 
 
-def _with_gradient(side: _Side, gradient: Array, finite: Array, decay: ArrayLike) -> _Side:
-    """The side with a covariance that has seen the gradient."""
-    x = gradient if side.axis == -2 else transposed(gradient)
-    new = decay * side.covariance + (1.0 - decay) * matmul(x, transposed(x))
-    return side._replace(covariance=jnp.where(finite, new, side.covariance))
-
-
-def _next_bases(
-    turned: Sequence[Sequence[_Side]], orthonormalize: Orthonormalize, mesh: Mesh | AbstractMesh | None
-) -> list[list[Array]]:
-    """The next basis of every side; squares of one size go together, whichever leaves they come from."""
-    groups: dict[int, list[tuple[int, int]]] = {}
-    for i, parts in enumerate(turned):
-        for k, side in enumerate(parts):
-            groups.setdefault(side.basis.shape[-1], []).append((i, k))
-    new = [[side.basis for side in parts] for parts in turned]
-    for n, members in groups.items():
-        sides = [turned[i][k] for i, k in members]
-        covariance = jnp.concatenate([side.covariance.reshape(-1, n, n) for side in sides])
-        basis = jnp.concatenate([side.basis.reshape(-1, n, n) for side in sides])
-        if mesh is None:
-            found = next_basis(covariance, basis, orthonormalize)
-        else:
-            found = _shared_out(covariance, basis, orthonormalize, mesh)
-        start = 0
-        for (i, k), side in zip(members, sides, strict=True):
-            count = math.prod(side.basis.shape[:-2])
-            new[i][k] = found[start : start + count].reshape(side.basis.shape)
-            start += count
-    return new
-
-
-def _shared_out(covariance: Array, basis: Array, orthonormalize: Orthonormalize, mesh: Mesh | AbstractMesh) -> Array:
-    """`next_basis` of a stack of which every device does a part."""
-    count = len(basis)
-    # Up to a multiple of the devices by repetition: zeros would take the most passes.
-    parts = jnp.arange(count + -count % mesh.size) % count
-    spec = PartitionSpec(mesh.axis_names)
-    function = lambda covariance, basis: next_basis(covariance, basis, orthonormalize)
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
-    found = jax.jit(mapped)(covariance[parts], basis[parts])
-    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))[:count]
-
-
-def _everywhere(tree: Any, places: Sequence[NamedSharding] | None) -> Any:
-    """Arrays that lie on every device of the mesh, if there is one."""
-    if not places:
-        return tree
+def _everywhere(tree: Any, places: Sequence[NamedSharding]) -> Any:
+    """Arrays that lie on every device of the mesh."""
     return jax.lax.with_sharding_constraint(tree, NamedSharding(places[0].mesh, PartitionSpec()))
 
 
 def _placed(leaves: Sequence[Any], places: Sequence[NamedSharding] | None) -> list[Any]:
-    """Leaves that lie like the updates; those that are no arrays have no place."""
+    """Leaves that lie like the updates, on a mesh; those that are no arrays have no place."""
     if not places:
         return list(leaves)
     place = lambda x, there: jax.lax.with_sharding_constraint(x, there) if isinstance(x, jax.Array) else x
     return [place(x, there) for x, there in zip(leaves, places, strict=True)]
-
-
-def _field(path: Any, suffix: Any) -> str | None:
-    """The name of the innermost field that holds a leaf of state, before the path of its parameter begins."""
-    before = path[: len(path) - len(suffix)]
-    names = [entry.name for entry in before if isinstance(entry, jax.tree_util.GetAttrKey)]
-    return names[-1] if names else None
-
-
-def _owner(path: Any, shape: Any, shapes: Mapping[Any, Any]) -> Any:
-    """The path of the parameter that a leaf of state belongs to; None if there is none."""
-    ends = (path[start:] for start in range(len(path) + 1))
-    return next((end for end in ends if shapes.get(end) == shape), None)
-
-
-def _refuse_unknown_fields(inner_state: optax.OptState, shapes: Mapping[Any, Any]) -> None:
-    for path, x in jax.tree_util.tree_flatten_with_path(inner_state)[0]:
-        owner = _owner(path, x.shape, shapes)
-        if owner is not None and _field(path, owner) not in FIRST_MOMENTS + SECOND_MOMENTS:
-            raise ValueError(
-                f"in_eigenbasis: inner_state{jax.tree_util.keystr(path)} of shape {x.shape} belongs to a matrix, but"
-                f" its name does not say whether it turns with the basis. Call the field {' or '.join(FIRST_MOMENTS)}"
-                f" (a first moment, which turns) or {' or '.join(SECOND_MOMENTS)} (a second moment, which stays)."
-            )
-
-
-def _carry_first_moments(
-    inner_state: optax.OptState, turns: Mapping[Any, tuple[MatrixView, Sequence[_Side]]]
-) -> optax.OptState:
-    """The inner state with its first moments in the coordinates of the new basis."""
-    shapes = {path: view.shape for path, (view, _) in turns.items()}
-
-    def carry(path: Any, x: Array) -> Array:
-        owner = _owner(path, x.shape, shapes)
-        if owner is None or _field(path, owner) not in FIRST_MOMENTS:
-            return x
-        view, sides = turns[owner]
-        return view.invert(_turn(view.apply(x.astype(jnp.float32)), sides)).astype(x.dtype)
-
-    return jax.tree_util.tree_map_with_path(carry, inner_state)
 
 
 def _float32(tree: Params) -> Params:

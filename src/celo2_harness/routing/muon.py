@@ -21,15 +21,15 @@ def rules_of_dimension_numbers(numbers: Any | Callable[[PyTree], Any] | None, pa
     "other" if that would be "hidden".
 
     Args:
-        numbers: a tree of `MuonDimensionNumbers` and None, or a prefix of one; a function of the parameters that
+        numbers: A tree of `MuonDimensionNumbers` and None, or a prefix of one; a function of the parameters that
             returns it; None for the built-in routing.
-        params: a tree of parameters.
+        params: A tree of parameters.
 
     Returns:
         Rules, to go behind the user's.
 
     Raises:
-        ValueError: a leaf without an entry, an entry without a leaf, or something that is no dimension numbers.
+        ValueError: A leaf without an entry, an entry without a leaf, or something that is no dimension numbers.
 
     Example:
         >>> import jax.numpy as jnp

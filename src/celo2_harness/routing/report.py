@@ -15,12 +15,12 @@ class ReportRow(NamedTuple):
     """One leaf of the report: its route, and what the optimizer does with it.
 
     Attributes:
-        route: path, shape, view, label and rule.
-        optimizer: name of the optimizer, "celo2" or "adamw".
-        learning_rate_factor: its learning rate as a multiple of the base learning rate.
-        weight_decay: its weight decay.
-        parameters: number of entries of the leaf.
-        state_bytes: bytes of optimizer state kept for it.
+        route: Path, shape, view, label and rule.
+        optimizer: Name of the optimizer, "celo2" or "adamw".
+        learning_rate_factor: Its learning rate as a multiple of the base learning rate.
+        weight_decay: Its weight decay.
+        parameters: Number of entries of the leaf.
+        state_bytes: Bytes of optimizer state kept for it.
     """
 
     route: Route
@@ -60,7 +60,7 @@ def format_report(rows: Sequence[ReportRow]) -> str:
     """An aligned plain-text table of all leaves, with totals per label and overall.
 
     Args:
-        rows: one row per leaf, in the order to print.
+        rows: One row per leaf, in the order to print.
 
     Returns:
         The table. Leaves that no rule matched show "no rule matched" and are counted in the last line.

@@ -51,16 +51,16 @@ def route(params: PyTree, rules: Sequence[RuleLike] = (), *, strict: bool = Fals
     whole trees: in a masked tree a kernel may have lost the bias that tells its layout.
 
     Args:
-        params: a tree of parameters: dict, flax nnx State, linen FrozenDict, Haiku params, Equinox module.
+        params: A tree of parameters: dict, flax nnx State, linen FrozenDict, Haiku params, Equinox module.
         rules: `Rule`s, tuples (regex, label) or (regex, label, view), or functions (path, leaf) -> label or None.
-        strict: refuse trees with leaves that no rule matched.
-        per_head: treat each head of a (d, heads, dim) or (heads, dim, d) attention kernel as a matrix of its own.
+        strict: Refuse trees with leaves that no rule matched.
+        per_head: Treat each head of a (d, heads, dim) or (heads, dim, d) attention kernel as a matrix of its own.
 
     Returns:
         A tree of the structure of `params` with a `Route` for every leaf.
 
     Raises:
-        ValueError: for a rule that cannot be read, an unknown label, a view that does not fit its leaf, a leaf that is
+        ValueError: For a rule that cannot be read, an unknown label, a view that does not fit its leaf, a leaf that is
             no array, or, in strict mode, leaves that no rule matched.
 
     Example:
@@ -106,16 +106,16 @@ def label_params(
     rule).
 
     Args:
-        params: a tree of parameters, see `route`.
-        rules: the user's rules, see `route`.
-        strict: refuse trees with leaves that no rule matched.
-        per_head: see `route`; it changes views, not labels.
+        params: A tree of parameters, see `route`.
+        rules: The user's rules, see `route`.
+        strict: Refuse trees with leaves that no rule matched.
+        per_head: See `route`; it changes views, not labels.
 
     Returns:
         A tree of the structure of `params` with a string for every leaf.
 
     Raises:
-        ValueError: as `route` does.
+        ValueError: As `route` does.
 
     Example:
         >>> import jax.numpy as jnp
@@ -154,17 +154,17 @@ def view_params(
     """The matrix view of every leaf in Optax's type, as `optax.contrib.muon` and the blocks take it.
 
     Args:
-        params: a tree of parameters, see `route`.
-        rules: the user's rules, see `route`.
-        strict: refuse trees with leaves that no rule matched.
-        per_head: treat each attention head as a matrix of its own.
+        params: A tree of parameters, see `route`.
+        rules: The user's rules, see `route`.
+        strict: Refuse trees with leaves that no rule matched.
+        per_head: Treat each attention head as a matrix of its own.
 
     Returns:
         A tree of the structure of `params` with a `optax.contrib.MuonDimensionNumbers` for every leaf, or None for
         scalars and plain vectors.
 
     Raises:
-        ValueError: as `route` does.
+        ValueError: As `route` does.
 
     Example:
         >>> import jax.numpy as jnp

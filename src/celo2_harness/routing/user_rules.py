@@ -65,7 +65,8 @@ def _result(result: Any, name: str, where: str) -> Rule | None:
         _check_label(result.label, where)
         return result
     pair = isinstance(result, tuple) and not isinstance(result, MuonDimensionNumbers) and len(result) == 2
-    label, view = result if pair else (result, None)
+    label: Any = result[0] if pair else result
+    view: Any = result[1] if pair else None
     _check_label(label, where)
     return Rule(name, label, view=view)
 

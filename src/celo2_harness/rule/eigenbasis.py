@@ -7,6 +7,7 @@ ones; Cholesky's factor of the Gram matrix is the same one.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +106,9 @@ def next_basis(
     return jnp.where(jnp.all(jnp.isfinite(q), axis=(-2, -1), keepdims=True), q, basis)
 
 
-def matmul(x: Array, y: Array) -> Array:
-    """The matrix product at full precision: a basis of TF32 products is orthonormal to three digits only."""
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+def matmul(x: Array, y: Array, precision: Any = None) -> Array:
+    """The matrix product, at the highest precision by default: TF32 makes a basis orthonormal to three digits only."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST if precision is None else precision)
 
 
 def transposed(x: Array) -> Array:

@@ -153,7 +153,7 @@ def view_from_axes(shape: Sequence[int], reduction_axis: Any, output_axis: Any, 
     groups = []
     for axes in (reduction_axis, output_axis):
         axes = (axes,) if isinstance(axes, numbers.Integral) else tuple(axes)
-        if any(not isinstance(axis, numbers.Integral) or not -ndim <= axis < ndim for axis in axes):
+        if any(not isinstance(axis, numbers.Integral) or not -ndim <= int(axis) < ndim for axis in axes):
             raise ValueError(
                 f"{name} of shape {shape}: the matrix view names axes {axes}, but the leaf has axes 0 to {ndim - 1}."
                 " Correct its MuonDimensionNumbers(reduction_axis, output_axis)."

@@ -25,7 +25,7 @@ from celo2_harness.routing import route
 from celo2_harness.sharding import like_parameters, parameter_shardings, state_shardings
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-ORTHOGONAL = ("celo2_ortho", "celo2_muon", "muon")
+ORTHOGONAL = ("celo2", "modern_muon", "celo2_ortho", "celo2_muon", "muon")
 """The presets whose hidden matrices are orthogonalised."""
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$", re.MULTILINE)

@@ -16,10 +16,10 @@ class Difference(NamedTuple):
     """Final losses of an optimizer minus those of another one, seed by seed.
 
     Attributes:
-        seeds: How many seeds both have.
-        mean: Of the differences; infinite where one of the two diverged.
-        standard_error: Standard deviation of the differences over the root of their number; None for one seed.
-        half_width: Of the two-sided interval of Student's distribution at `CONFIDENCE`; None for one seed.
+        seeds: The number of seeds that both have.
+        mean: The mean of the differences; infinite where one of the two diverged.
+        standard_error: The standard deviation of the differences over the root of their number; None for one seed.
+        half_width: Half the width of Student's two-sided interval at `CONFIDENCE`; None for one seed.
         verdict: "lower" or "higher" if the interval leaves zero out and the mean is beyond `RESOLUTION`, "open" if not;
             "one seed" if there is no interval, "diverged" if there is no difference.
     """
@@ -35,8 +35,8 @@ def paired_difference(finals: Mapping[int, float], others: Mapping[int, float]) 
     """Compares two optimizers on the seeds that both have: a seed gives both the same start and the same batches.
 
     Args:
-        finals: Seed -> final loss.
-        others: Seed -> final loss of the other optimizer.
+        finals: The final loss by seed.
+        others: The final loss by seed, of the other optimizer.
 
     Returns:
         The difference, or None if no seed is in both.

@@ -12,8 +12,8 @@ class Peak(NamedTuple):
     """The largest training loss between two evaluations.
 
     Attributes:
-        step: Of the later evaluation.
-        ratio: The loss over the running level before; infinite where it was no finite number.
+        step: The step of the later evaluation.
+        ratio: The loss divided by the running level before; infinite where it was no finite number.
     """
 
     step: int
@@ -28,12 +28,12 @@ def peaks(training: Sequence[Sequence[Any]], training_peak: Sequence[Sequence[An
     enters as that, so that a spike hides no later one, but a loss that stays high becomes the level.
 
     Args:
-        training: Pairs of step and mean training loss since the evaluation before, from a record.
-        training_peak: Pairs of step and largest training loss since the evaluation before.
-        decay: Of the level.
+        training: The pairs of step and mean training loss since the evaluation before, from a record.
+        training_peak: The pairs of step and largest training loss since the evaluation before.
+        decay: The decay of the level.
 
     Returns:
-        One entry for each interval but the first.
+        One entry per interval but the first.
 
     Example:
         >>> peaks([[10, 2.0], [20, 2.0], [30, 1.0]], [[10, 5.0], [20, 3.0], [30, 3.5]])

@@ -104,7 +104,8 @@ def fit_to(template: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding):
             return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-        return jax.random.wrap_key_data(array) if _is_key(leaf) else jax.numpy.array(array)
+        there = jax.numpy.array(array)
+        return jax.random.wrap_key_data(there) if _is_key(leaf) else there
 
     return jax.tree.unflatten(
         jax.tree.structure(template), [place(leaf, arrays[name]) for name, leaf in leaves.items()]
@@ -116,7 +117,7 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _describe(leaf: Any) -> tuple[str, list[int]]:

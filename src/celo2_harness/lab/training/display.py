@@ -51,10 +51,11 @@ class Display:
             step: The step that it starts from.
             status: What is done before the first step.
         """
+        first = not self.name
         self.name, self._total, self._step = name, total, step
         self._stepped = None
         if self._bar is None:
-            if step:
+            if step and first:
                 print(f"{name}: goes on from step {step}", flush=True)
             return
         if self._task is None:

@@ -7,14 +7,15 @@ from types import FrameType
 class StopSignals:
     """Turns the first SIGINT or SIGTERM into a flag, so that work can be finished and saved; the second one kills.
 
-    Use as a context manager, in the main thread.
+    Use it as a context manager, in the main thread.
 
     Attributes:
         requested: Whether a signal has come.
 
-    >>> with StopSignals() as stop:
-    ...     stop.requested
-    False
+    Example:
+        >>> with StopSignals() as stop:
+        ...     stop.requested
+        False
     """
 
     def __init__(self):
