@@ -60,7 +60,8 @@ def orthogonalize(
       weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
       eps: added to the Frobenius norm.
       dtype: of the matrix products; None keeps float32 (or wider). bfloat16 suits accelerators.
-      precision: of the products, as in `jax.numpy.matmul`; None is highest for float32.
+      precision: of the products, as in `jax.numpy.matmul`. None: the highest where JAX runs on a CPU, and the
+        hardware's usual one on accelerators, such as TF32.
       sharding: how the updates lie on a mesh: a tree of `jax.sharding.NamedSharding`, or a function of the updates
         returning one. None: as XLA places them, which communicates in every iteration if matrices are split.
 

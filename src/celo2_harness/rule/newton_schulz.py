@@ -48,7 +48,8 @@ def newton_schulz(
         coefficients: "quintic" (published, 5 iterations), "polar_express", or triples, one per iteration.
         eps: Added to the Frobenius norm.
         dtype: The dtype of the products (None: float32, or x's own if wider); bfloat16 suits accelerators.
-        precision: The precision of the products, as in `jax.numpy.matmul`; None is highest for float32.
+        precision: The precision of the products, as in `jax.numpy.matmul`. None: the highest where JAX runs on a CPU,
+            and the hardware's usual one on accelerators, such as TF32.
         gram: Whether to iterate on the Gram matrix. None: where the longer axis is at least twice the shorter one. The
             rounding of the Gram form grows with the condition of the matrix, which is why square ones do without.
 
@@ -73,7 +74,7 @@ def newton_schulz(
     if x.size == 0:
         return x
     work = jnp.promote_types(x.dtype, jnp.float32) if dtype is None else jnp.dtype(dtype)
-    if precision is None and work != jnp.bfloat16:
+    if precision is None and work != jnp.bfloat16 and jax.default_backend() == "cpu":
         precision = jax.lax.Precision.HIGHEST
     y = x.astype(work)
     transposed = x.shape[-2] > x.shape[-1]
