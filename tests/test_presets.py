@@ -74,7 +74,9 @@ BY_HAND = {
         chain(adam(), rate=5 * RATE, decay=REST_DECAY),
     ),
     "modern_muon": lambda: by_label(
-        chain(*stack(c2.mix_momenta((0.95,)), "whiten")), chain(adam(), rate=5 * RATE, decay=REST_DECAY)
+        # gradient + 1.9 momentum(0.9) + 0.76 momentum(0.99), over 3.66
+        chain(*stack(c2.mix_momenta((0.9, 0.99), (1.9 / 2.66, 0.76 / 2.66), 2.66 / 3.66), "whiten")),
+        chain(adam(), rate=4 * RATE, decay=REST_DECAY),
     ),
     "celo2_ortho": lambda: by_label(chain(*celo2(True)), chain(adam(), rate=20 * RATE, decay=REST_DECAY)),
     "celo2_base": lambda: by_label(chain(*celo2(False)), chain(*celo2(False), decay=REST_DECAY)),
