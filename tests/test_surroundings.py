@@ -1,5 +1,7 @@
 """What surrounds an optimizer: metadata of other libraries, meshes, frozen leaves, transformations of JAX."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,7 +190,7 @@ def test_an_optimizer_can_be_hashed_by_what_it_closes_over():
     """As Optimistix does; and weights can be a static argument of `jax.jit`."""
     for preset in PRESETS:
         for function in c2.build(preset, 1e-2, weight_decay={"hidden": 0.1, "embedding": 0.1}):
-            for cell in function.__closure__ or ():
+            for cell in inspect.unwrap(function).__closure__ or ():
                 hash(cell.cell_contents)
     size = jax.jit(lambda weights, x: x * weights.theta.b0.size, static_argnums=0)
     assert size(TINY, 1.0) == size(c2.Weights(TINY.theta, TINY.config), 1.0)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def number(name: str, value: Any, *, schedule: bool = True) -> Any:
@@ -36,7 +37,7 @@ def number(name: str, value: Any, *, schedule: bool = True) -> Any:
     elif isinstance(value, jax.Array):
         real = jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
         # The value of a traced number is not known yet.
-        if value.ndim == 0 and real and (isinstance(value, jax.core.Tracer) or 0.0 <= float(value) < math.inf):
+        if value.ndim == 0 and real and (isinstance(value, Tracer) or 0.0 <= float(value) < math.inf):
             return value
     else:
         if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
@@ -63,7 +64,7 @@ def run_length(total_steps: Any) -> int:
     return int(total_steps)
 
 
-def warmup_length(warmup: Any, total_steps: int) -> float | int:
+def warmup_length(warmup: Any, total_steps: int) -> Any:
     """The warm-up as a Python number.
 
     Raises:

@@ -464,7 +464,7 @@ class _Plan:
             route=route,
             optimizer=group.optimizer + betas,
             learning_rate_factor=terms.learning_rate_factor,
-            weight_decay=scaled(group.weight_decay_factor, terms.weight_decay),
+            weight_decay=scaled(group.weight_decay_factor, terms.weight_decay),  # type: ignore[arg-type]
             parameters=size,
             state_bytes=_bytes(tx, leaf) - _bytes(tx, ()),
         )

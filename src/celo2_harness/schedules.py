@@ -128,6 +128,6 @@ def scaled(factor: ScalarOrSchedule, schedule: ScalarOrSchedule) -> ScalarOrSche
         8.0
     """
     if callable(factor) or callable(schedule):
-        value = lambda x, count: x(count) if callable(x) else x
+        value: Callable[[Any, Any], Any] = lambda x, count: x(count) if callable(x) else x
         return lambda count: value(factor, count) * value(schedule, count)
     return factor * schedule

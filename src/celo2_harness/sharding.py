@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -255,8 +256,8 @@ def _explicit_mesh(params: Params) -> AbstractMesh | Mesh | None:
     """The mesh that some parameter lies on, if it has explicit axes."""
     for x in jax.tree.leaves(params):
         if isinstance(x, jax.Array) and AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
-            concrete = not isinstance(x, jax.core.Tracer) and isinstance(x.sharding, NamedSharding)
-            return x.sharding.mesh if concrete else jax.typeof(x).sharding.mesh
+            place = None if isinstance(x, Tracer) else x.sharding
+            return place.mesh if isinstance(place, NamedSharding) else jax.typeof(x).sharding.mesh
     return None
 
 

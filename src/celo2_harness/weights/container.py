@@ -148,7 +148,7 @@ def unpack(content: Mapping[str, Any], config: type[Config], name: str) -> tuple
         )
     try:
         values, provenance = json.loads(content["config"]), json.loads(content["provenance"])
-        types = {field.name: field.type for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+        types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(config)}  # type: ignore[arg-type]
         if not isinstance(values, dict) or set(values) != set(types):
             raise ValueError(f"it has {list(values)}, expected {sorted(types)} with values")
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
