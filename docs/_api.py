@@ -9,19 +9,19 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Expands the lines, in the order of the imports in the package's `__init__`."""
+    """Expands the lines."""
     return re.sub(r"^:::: ([\w.]+)$", lambda match: entries(match[1]), markdown, flags=re.MULTILINE)
 
 
 def entries(package: str) -> str:
-    """The names that `from ... import NAME as NAME` makes public."""
+    """The names that `from ... import NAME as NAME` makes public, functions before classes."""
     init = SOURCE.joinpath(*package.split("."), "__init__.py")
-    names = [
-        # Where it is defined: a function may have the name of its module.
-        f"{node.module}.{alias.name}"
+    names = sorted(
+        # By the module that defines it: a function may have the name of its module.
+        (alias.name[0].isupper(), alias.name, node.module)
         for node in ast.parse(init.read_text()).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.asname == alias.name
-    ]
-    return "\n".join(f"::: {name}" for name in names)
+    )
+    return "\n".join(f"::: {module}.{name}" for _, name, module in names)

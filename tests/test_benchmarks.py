@@ -78,6 +78,7 @@ def test_no_memory_is_kept_over_20000_steps():
         assert arrays == 0 and kibibytes < 1024, line
 
 
+@pytest.mark.slow
 def test_many_agents_at_once(monkeypatch, tmp_path):
     """Two optimizers and two seeds in threads are the runs of `celo2 reinforce`; again, there is nothing to do."""
     monkeypatch.syspath_prepend(str(ROOT))

@@ -133,6 +133,7 @@ def check_training(folder, steps, *weights):
     assert mesh == pytest.approx(one, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_training_on_a_mesh_and_resuming_on_another(tmp_path):
     from helpers import TINY
 

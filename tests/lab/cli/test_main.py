@@ -261,6 +261,7 @@ def test_an_agent_trains_resumes_and_is_drawn(tmp_path, capsys):
     assert "catch" in tables and capsys.readouterr().out.startswith(tables)
 
 
+@pytest.mark.slow
 def test_training_by_a_velo_is_resumed(tmp_path, capsys):
     """Interrupted and resumed, with weights from a file: the numbers of a run that was not."""
     from celo2_harness.velo import VELO_S, save_velo_weights

@@ -44,6 +44,7 @@ def data(tmp_path):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_from_options_to_selected_weights(data, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     words = ["metatrain", "--data", data, *SMALL, "--out", str(out)]
@@ -80,6 +81,7 @@ def test_from_options_to_selected_weights(data, tmp_path, capsys, monkeypatch):
     assert f"theta of iteration {best['step']} of 3" in (out / "weights.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_score_is_that_of_a_training_run():
     """The same as training with the package's own loop, by hand."""
     from celo2_harness import harness

@@ -95,6 +95,7 @@ def test_the_outer_schedule_reaches_the_optimizer():
     assert sizes[51] == pytest.approx(1.0, rel=1e-4) and 0 < sizes[99] < 1e-2
 
 
+@pytest.mark.slow
 def test_several_networks(run):
     config = dataclasses.replace(CONFIG, widths=("64-10", "64-3-10"))
     state, metrics = run(config)

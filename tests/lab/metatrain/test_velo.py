@@ -67,6 +67,7 @@ def whole(data, tmp_path_factory):
     return out, weights, seen
 
 
+@pytest.mark.slow
 def test_a_run_makes_weights_that_build_takes(whole):
     out, weights, seen = whole
     assert isinstance(weights.theta, VeloTheta) and weights.config == VELO_S
