@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-
 # Kinds of numbers, of NumPy too; to static checkers these classes have no arithmetic.
 REAL: Any = numbers.Real
 WHOLE: Any = numbers.Integral
