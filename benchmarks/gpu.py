@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("--item", nargs=2, metavar=("TREE", "OPTIMIZER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.item:
-        print(json.dumps(measure(*options.item, options.calls)), flush=True)
+        tree, name = options.item
+        print(json.dumps(measure(tree, name, options.calls)), flush=True)
         return
     end = time.monotonic() + options.seconds
     for tree in options.trees:
