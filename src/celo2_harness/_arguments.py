@@ -12,6 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+# Kinds of numbers, of NumPy too; to static checkers these classes have no arithmetic.
+REAL: Any = numbers.Real
+WHOLE: Any = numbers.Integral
+
 
 def number(name: str, value: Any, *, schedule: bool = True) -> Any:
     """A number that may be asked for, as the arithmetic takes it.
@@ -43,7 +47,7 @@ def number(name: str, value: Any, *, schedule: bool = True) -> Any:
         if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
             value = value.item()
         # Not float(value): there are whole numbers that no float can hold.
-        if isinstance(value, numbers.Real) and not isinstance(value, bool) and 0.0 <= value <= sys.float_info.max:
+        if isinstance(value, REAL) and not isinstance(value, bool) and 0.0 <= value <= sys.float_info.max:
             return value
     shape = f" of shape {np.shape(value)}" if isinstance(value, (np.ndarray, jax.Array)) and np.ndim(value) else ""
     choices = "a finite number >= 0 (or a schedule)" if schedule else "a finite number >= 0"
@@ -57,7 +61,7 @@ def run_length(total_steps: Any) -> int:
         ValueError: It is no whole number of at least 1 and below 2^31.
     """
     _refuse_traced(total_steps)
-    whole = isinstance(total_steps, numbers.Integral) or (np.ndim(total_steps) == 0 and _is_whole_array(total_steps))
+    whole = isinstance(total_steps, WHOLE) or (np.ndim(total_steps) == 0 and _is_whole_array(total_steps))
     # Steps are counted in int32.
     if not whole or isinstance(total_steps, bool) or not 1 <= total_steps < 2**31:
         raise ValueError(f"total_steps = {total_steps!r}: expected a whole number of steps >= 1 (below 2^31), or None.")
@@ -73,7 +77,7 @@ def warmup_length(warmup: Any, total_steps: int) -> Any:
     _refuse_traced(warmup)
     if isinstance(warmup, (np.generic, np.ndarray)) and warmup.ndim == 0:
         warmup = warmup.item()
-    if not isinstance(warmup, numbers.Real) or isinstance(warmup, bool) or not 0 <= warmup < total_steps:
+    if not isinstance(warmup, REAL) or isinstance(warmup, bool) or not 0 <= warmup < total_steps:
         raise ValueError(
             f"warmup = {warmup!r}: expected a fraction of the run below 1, or steps below total_steps = {total_steps}."
         )

@@ -128,6 +128,9 @@ def scaled(factor: ScalarOrSchedule, schedule: ScalarOrSchedule) -> ScalarOrSche
         8.0
     """
     if callable(factor) or callable(schedule):
-        value: Callable[[Any, Any], Any] = lambda x, count: x(count) if callable(x) else x
+
+        def value(x: Any, count: Any) -> Any:
+            return x(count) if callable(x) else x
+
         return lambda count: value(factor, count) * value(schedule, count)
     return factor * schedule
