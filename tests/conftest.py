@@ -29,13 +29,26 @@ collect_ignore = ["downstream"]
 jax.devices()
 
 
+# Models written with implicit rank promotion, which strict projects forbid.
+PROMOTING = {"lab", "test_examples.py", "test_docs.py", "test_convergence.py", "test_models.py", "test_plugins.py"}
+# Compared with numbers that optimised programs made, or measured: these compile as users do.
+OPTIMISED = {"rule", "velo", "bench", "sharding", "test_golden.py", "test_presets.py", "test_convergence.py"}
+
+
 @pytest.fixture(autouse=True)
 def rank_promotion(request):
-    """Strict projects forbid implicit rank promotion; the models of the lab and of the examples are written with it."""
-    models = {"lab", "test_examples.py", "test_docs.py", "test_convergence.py"} & set(request.path.parts)
-    level = "allow" if models else "raise"
-    with jax.numpy_rank_promotion(level):
+    """Implicit rank promotion is an error, wherever the code is the package's core."""
+    with jax.numpy_rank_promotion("allow" if PROMOTING & set(request.path.parts) else "raise"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def compilation(request):
+    """Most tests run a step or two, so compiling well costs more than it saves."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not OPTIMISED & set(request.path.parts))
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -48,15 +61,6 @@ def seed(request):
 def key(seed):
     print(f"seed {seed}")  # captured; shown when the test fails
     return jax.random.key(seed)
-
-
-@pytest.fixture
-def quick_compilation():
-    """Examples run a step or two, so compiling well costs more than it saves."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

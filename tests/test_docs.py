@@ -52,7 +52,6 @@ def _blocks(page: str) -> list[tuple[int, str, str]]:
     return found
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:orbax")
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES if _blocks(page)]

@@ -12,7 +12,6 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 DEFAULT = ("nnx_text", "plain_factors")
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in DEFAULT)) for n in NAMES])
 def test_an_example_trains(name):
     first, last = runpy.run_path(str(FOLDER / f"{name}.py"), run_name=name)["main"]()

@@ -69,7 +69,7 @@ WRONG = {
     ),
     "view of too many axes": (
         lambda: c2.label_params(PARAMS, [("bias", "hidden", DIMENSIONS)]),
-        "leaf 'layer/bias' of shape (6,) the view .* no axes of a 1-d leaf",
+        "leaf 'layer/bias' of shape (6,): the matrix view names axes (1,), but the leaf has axes 0 to 0",
     ),
     "dimension numbers lack a leaf": (
         views({"layer": {"kernel": DIMENSIONS, "bias": None}}),
@@ -80,7 +80,10 @@ WRONG = {
         "entry at ['more']['kernel'], where the parameters have no leaf",
     ),
     "no dimension numbers": (views({"layer": None, "out": "hidden"}), "leaf 'out/kernel' has 'hidden'"),
-    "dimension numbers of a vector": (views(DIMENSIONS), "leaf 'layer/bias' of shape (6,) the view"),
+    "dimension numbers of a vector": (
+        views(DIMENSIONS),
+        "leaf 'layer/bias' of shape (6,): the matrix view names axes (1,)",
+    ),
     "dimension numbers of a block": (
         update(c2.orthogonalize(weight_dimension_numbers={"layer": {"kernel": None, "bias": None}}), PARAMS),
         "['out']['kernel']: no entry in weight_dimension_numbers",

@@ -34,7 +34,7 @@ def output(process):
     return text
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("published", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(size, marks=pytest.mark.slow) for size in ("tiny", "published")])
 def found(request, tmp_path_factory):
     """What one process on eight devices finds, with a rule of few features or the published one."""
     out = tmp_path_factory.mktemp(request.param) / "found.json"

@@ -71,6 +71,7 @@ def test_compiling_alone_times_nothing():
     assert cost.seconds == () and cost.compile_seconds > 0
 
 
+@pytest.mark.slow
 def test_temporaries_of_the_learned_rule_stay_near_the_parameters():
     # XLA plans them at compile time; the published code takes 64 times the parameters. Leaf after leaf, what is needed
     # is a few planes of the largest leaf; it would be a plane of every leaf if they were not kept in order.
@@ -142,6 +143,7 @@ def test_the_command_writes_its_figures(tmp_path, capsys, monkeypatch):
     assert {"versions", "device", "cores", "config"} <= set(written["header"])
 
 
+@pytest.mark.slow
 def test_plan_and_training_print_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(MODEL_SHAPES, "blocks", lambda: matrix_blocks(8, 1))
     assert main(["bench", "plan", "--preset", "adamw", "--json", str(tmp_path / "plan.json")]) == 0

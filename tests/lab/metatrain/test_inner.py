@@ -149,7 +149,8 @@ def blocks_of(config):
     [
         ("ortho", "per_step", (64, 3, 10)),
         ("base", "per_step", (64, 3, 10)),
-        ("ortho", "none", (64, 4, 4, 10)),  # a square kernel: its last axis counts as the larger one
+        # A square kernel: its last axis counts as the larger one.
+        pytest.param("ortho", "none", (64, 4, 4, 10), marks=pytest.mark.slow),
         ("base", "clip", (64, 10)),
         ("base", "rolling", (64, 10)),
     ],

@@ -63,6 +63,7 @@ def test_one_seed_one_theta(run):
     assert np.any(np.asarray(first.theta.w0) != np.asarray(init_metatrain(CONFIG, 2).theta.w0))
 
 
+@pytest.mark.slow
 def test_any_optimizer_of_optax(run):
     """One step of plain descent moves theta by the gradient; the recipe's optimizer is AdamW."""
     theta = init_metatrain(CONFIG, 2).theta
@@ -112,6 +113,7 @@ def test_several_networks(run):
         assert_trees_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_whole_unrolls_leave_no_state(run):
     """The other estimators, and their meta-losses, are judged where they are."""
     state, metrics = run(dataclasses.replace(CONFIG, estimator="full", meta_loss="last"))

@@ -83,6 +83,7 @@ def test_a_run_makes_weights_that_build_takes(whole):
     assert jax.eval_shape(lambda: tx.update(params, tx.init(params), params, value=1.0)[0])["w"].shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not(whole, data, tmp_path):
     assert run_metatrain(CONFIG, data, tmp_path, should_stop=lambda: (tmp_path / "checkpoints").exists()) is None
     assert_trees_equal(run_metatrain(CONFIG, data, tmp_path, resume=True).theta, whole[1].theta)
