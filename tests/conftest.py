@@ -42,12 +42,15 @@ def rank_promotion(request):
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def compilation(request):
-    """Most tests run a step or two, so compiling well costs more than it saves."""
+    """Most tests run a step or two, so compiling well costs more than it saves; processes that they start do alike."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", not OPTIMISED & set(request.path.parts))
-    yield
+    quick = not OPTIMISED & set(request.path.parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
+        jax.config.update("jax_disable_most_optimizations", quick)
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 

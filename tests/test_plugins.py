@@ -13,7 +13,7 @@ import pytest
 
 import celo2_harness as c2
 from celo2_harness import harness, plugins
-from celo2_harness.lab import suites as evaluate
+from celo2_harness.lab import suites
 from celo2_harness.lab import tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "extending.md"
@@ -77,18 +77,16 @@ def test_presets(installed):
     assert "signs" in c2.describe(PARAMS, "signs")
 
 
-def test_tasks(installed):
+def test_tasks(installed, tmp_path):
     task = tasks.make_task("valley", "narrow", batch=2)
     assert isinstance(task, tasks.Task) and task.describe()["steepness"] == 30.0
     assert float(task.loss(task.init(jax.random.key(0)), task.batch(0, 0))) > 0
-    suite = evaluate.read_suite(
-        {
-            "name": "added",
-            "tasks": [{"name": "valley", "size": "narrow", "steps": 2}],
-            "search": {"learning_rates": [0.1], "weight_decays": [0.0], "selection_seeds": [0]},
-            "optimizers": [{"optax": "sgd"}],
-        }
+    file = tmp_path / "added.toml"
+    file.write_text(
+        'name = "added"\ntasks = [{name = "valley", size = "narrow", steps = 2}]\noptimizers = [{optax = "sgd"}]\n'
+        "search = {learning_rates = [0.1], weight_decays = [0.0], selection_seeds = [0]}\n"
     )
+    suite = suites.load_suite(file)
     assert [found.label for found in suite.tasks] == ["valley narrow"]
     with pytest.raises(ValueError, match="valley comes as wide, narrow"):
         tasks.make_task("valley", "deep")

@@ -15,7 +15,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import celo2_harness as c2
 from celo2_harness.velo import velo
 
-PRESETS = ["adamw", "muon", "celo2_base", "celo2_ortho"]
+NAMES = ("adamw", "muon", "celo2_base", "celo2_ortho")
+# Those that take long to compile run in .ci/run.
+PRESETS = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("muon", "celo2_base"))) for name in NAMES]
 SHAPES = {"layer": {"kernel": (4, 6), "bias": (6,)}}
 
 
@@ -188,7 +190,7 @@ def test_updates_of_many_runs_at_once(key):
 
 def test_an_optimizer_can_be_hashed_by_what_it_closes_over():
     """As Optimistix does; and weights can be a static argument of `jax.jit`."""
-    for preset in PRESETS:
+    for preset in NAMES:
         for function in c2.build(preset, 1e-2, weight_decay={"hidden": 0.1, "embedding": 0.1}):
             for cell in inspect.unwrap(function).__closure__ or ():
                 hash(cell.cell_contents)

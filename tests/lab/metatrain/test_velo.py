@@ -89,6 +89,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(whole, data, tmp_path):
     assert_trees_equal(run_metatrain(CONFIG, data, tmp_path, resume=True).theta, whole[1].theta)
 
 
+@pytest.mark.slow
 def test_selecting(whole, tmp_path):
     out, _, seen = whole
     best = select_weights(out, tmp_path / "best.celo2")
@@ -96,6 +97,7 @@ def test_selecting(whole, tmp_path):
     assert_trees_equal(load_velo_weights(tmp_path / "best.celo2").theta, seen[0].theta)
 
 
+@pytest.mark.slow
 def test_starting_from_weights(data, tmp_path):
     save_velo_weights(tmp_path / "w", WEIGHTS)
     save_velo_weights(tmp_path / "small", random_velo())
