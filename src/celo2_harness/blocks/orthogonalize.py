@@ -72,6 +72,7 @@ def orthogonalize(
       ValueError: unknown coefficients; in `update`, a view that does not fit its leaf.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> tx = orthogonalize("polar_express")
       >>> updates, _ = tx.update({"w": jnp.array([[3.0, 0.0], [0.0, 1.0]]), "b": jnp.ones(2)}, tx.init({}))
       >>> bool(jnp.allclose(updates["w"], jnp.eye(2), atol=0.16))
