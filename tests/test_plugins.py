@@ -13,8 +13,7 @@ import pytest
 
 import celo2_harness as c2
 from celo2_harness import harness, plugins
-from celo2_harness.lab import suites
-from celo2_harness.lab import tasks
+from celo2_harness.lab import suites, tasks
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "extending.md"
 PARAMS = {"layer": {"kernel": jnp.ones((4, 6)), "bias": jnp.zeros(6)}}

@@ -109,12 +109,12 @@ def require_like_params(owner: str, updates: PyTree, params: PyTree) -> None:
     """Refuses updates whose tree or shapes are not those of the parameters.
 
     Args:
-      owner: who asks, for the message.
-      updates: gradients or updates.
-      params: the parameters.
+        owner: Who asks, for the message.
+        updates: Gradients or updates.
+        params: The parameters.
 
     Raises:
-      ValueError: a leaf that only one of the trees has, or one of another shape; the message names it.
+        ValueError: A leaf that only one of the trees has, or one of another shape; the message names it.
     """
     same = jax.tree.structure(updates) == jax.tree.structure(params)
     if same and [jnp.shape(x) for x in jax.tree.leaves(updates)] == [jnp.shape(x) for x in jax.tree.leaves(params)]:

@@ -94,10 +94,10 @@ class Group:
     """The optimizer of one group of leaves.
 
     Attributes:
-        optimizer: Its name in reports.
+        optimizer: The name of the preset in reports.
         direction: Makes the update direction, before weight decay and learning rate.
-        learning_rate_factor: Its learning rate over that of `build`.
-        weight_decay_factor: Its weight decay over that of `build`.
+        learning_rate_factor: The learning rate over that of `build`.
+        weight_decay_factor: The weight decay over that of `build`.
         betas: The decays of AdamW's moments; None if the direction is not AdamW's.
     """
 
@@ -359,7 +359,7 @@ def find_preset(preset: str | Preset) -> Preset:
     """A preset by name, or the given one.
 
     Raises:
-      ValueError: there is none of that name.
+        ValueError: There is none of that name.
     """
     if isinstance(preset, Preset):
         return preset
@@ -372,8 +372,8 @@ def preset_weights(recipe: Preset, weights: Weights | VeloWeights | str | None) 
     """The weights that a preset is built with: the given ones or its own, loaded; None if it has no learned rule.
 
     Raises:
-      ValueError: they cannot be loaded, none are given where there are no default ones, or some where there is no
-        learned rule.
+        ValueError: They cannot be loaded, none are given where there are no default ones, or some where there is no
+            learned rule.
     """
     if not recipe.learned:
         if weights is not None:

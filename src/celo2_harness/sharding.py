@@ -30,18 +30,18 @@ def make_mesh(lengths: Mapping[str, int], devices: Sequence[Any] | None = None) 
     """A mesh of the first devices, on whose axes XLA places what nobody has placed (`AxisType.Auto`).
 
     Args:
-      lengths: of the mesh axes, out of `MESH_AXES`, by name.
-      devices: as many as the product of the lengths, or more. None: JAX's.
+        lengths: The lengths of the mesh axes, out of `MESH_AXES`, by name.
+        devices: As many as the product of the lengths, or more. None: JAX's.
 
     Returns:
-      The mesh.
+        The mesh.
 
     Raises:
-      ValueError: another axis, a length below one, or too few devices.
+        ValueError: Another axis, a length below one, or too few devices.
 
     Example:
-      >>> make_mesh({"data": 1, "fsdp": 1}).axis_names
-      ('data', 'fsdp')
+        >>> make_mesh({"data": 1, "fsdp": 1}).axis_names
+        ('data', 'fsdp')
     """
     for name, length in lengths.items():
         if name not in MESH_AXES:
@@ -66,17 +66,17 @@ def parameter_shardings(params: Params, mesh: Mesh | AbstractMesh) -> PyTree:
     Vectors and scalars, and leaves that do not divide, lie on every device.
 
     Args:
-      params: a parameter tree; shapes are enough.
-      mesh: with axes out of `MESH_AXES`; an abstract one will do.
+        params: A parameter tree; shapes are enough.
+        mesh: With axes out of `MESH_AXES`; an abstract one will do.
 
     Returns:
-      A tree of `NamedSharding` like `params`.
+        A tree of `NamedSharding` like `params`.
 
     Example:
-      >>> params = {"kernel": jax.ShapeDtypeStruct((6, 4), "float32"), "bias": jax.ShapeDtypeStruct((4,), "float32")}
-      >>> shardings = parameter_shardings(params, make_mesh({"fsdp": 1, "tensor": 1}))
-      >>> tuple(shardings["kernel"].spec), tuple(shardings["bias"].spec)
-      (('fsdp', 'tensor'), ())
+        >>> params = {"kernel": jax.ShapeDtypeStruct((6, 4), "float32"), "bias": jax.ShapeDtypeStruct((4,), "float32")}
+        >>> shardings = parameter_shardings(params, make_mesh({"fsdp": 1, "tensor": 1}))
+        >>> tuple(shardings["kernel"].spec), tuple(shardings["bias"].spec)
+        (('fsdp', 'tensor'), ())
     """
 
     def place(x: Any) -> NamedSharding:
@@ -97,7 +97,7 @@ def resolve_shardings(sharding: Sharding, params: Params) -> PyTree:
     """The tree of `NamedSharding` that a `Sharding` means for a parameter tree.
 
     Raises:
-      ValueError: a leaf has no `NamedSharding`, or one on a mesh whose axes are not `AxisType.Auto`.
+        ValueError: A leaf has no `NamedSharding`, or one on a mesh whose axes are not `AxisType.Auto`.
     """
     if isinstance(sharding, Mesh):
         tree = parameter_shardings(params, sharding)
@@ -122,12 +122,12 @@ def like_parameters(state: Any, params: Params, shardings: PyTree) -> PyTree:
     """A sharding for every leaf of optimizer state: with a parameter's path and shape that of the parameter, else None.
 
     Args:
-      state: of any Optax transformation; shapes are enough.
-      params: the parameters.
-      shardings: a `NamedSharding` for every parameter.
+        state: The state of any Optax transformation; shapes are enough.
+        params: The parameters.
+        shardings: A `NamedSharding` for every parameter.
 
     Returns:
-      A tree like `state`.
+        A tree like `state`.
     """
     paths, places = jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings)
     # The path of a state leaf ends with the path of the parameter that it belongs to.
@@ -146,12 +146,12 @@ def state_shardings(tx: optax.GradientTransformation, params: Params, shardings:
     which is on every device unless it says otherwise.
 
     Args:
-      tx: any Optax transformation.
-      params: the parameters; shapes are enough.
-      shardings: a `NamedSharding` for every parameter.
+        tx: Any Optax transformation.
+        params: The parameters; shapes are enough.
+        shardings: A `NamedSharding` for every parameter.
 
     Returns:
-      A tree of `NamedSharding` like the state.
+        A tree of `NamedSharding` like the state.
     """
     shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params, shardings)
     traced = jax.jit(tx.init).trace(shapes)

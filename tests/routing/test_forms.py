@@ -6,8 +6,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from celo2_harness import harness
 from celo2_harness.routing import route

@@ -13,8 +13,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from optax.contrib import MuonDimensionNumbers
 
 from celo2_harness import routing

@@ -8,8 +8,7 @@ import numpy as np
 import plain
 import pytest
 from helpers import random_theta, relative_error
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import celo2_harness as c2
 from celo2_harness.rule import CELO2_CONFIG, default_view, init_moments, leaf_direction, view_from_axes

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import RANDOM, TINY, VELO_TINY, assert_trees_equal, random_theta
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import celo2_harness as c2
 from celo2_harness.rule import CELO2_CONFIG

@@ -111,7 +111,7 @@ def averaged_params(state: Any, params: Params, weight: ArrayLike = 0.6) -> Para
     Args:
         state: The state of an optimizer with an `average_tail` in it, at any depth, masked or in several partitions.
         params: W, the parameters now.
-        weight: Of the average.
+        weight: The weight of the average.
 
     Returns:
         A tree like `params`, with its dtypes; the parameters themselves where nothing has been averaged yet, or where

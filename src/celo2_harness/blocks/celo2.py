@@ -24,24 +24,24 @@ def scale_by_celo2(
     """`celo2_direction`, then (if asked) `orthogonalize`, then `normalize_rms`: the published scale_by_celo2.
 
     Args:
-      weights: `Weights`, or what `load_weights` takes.
-      orthogonalize: whether matrices go through Newton-Schulz.
-      normalization: mode of `normalize_rms`; None takes the one that the weights were trained with.
-      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
-      state_dtype: of momenta and second moment.
-      kernel: how the network is evaluated (see `celo2_direction`).
-      sharding: how the updates lie on a mesh (see `orthogonalize`).
+        weights: `Weights`, or what `load_weights` takes.
+        orthogonalize: Whether matrices go through Newton-Schulz.
+        normalization: Mode of `normalize_rms`; None takes the one that the weights were trained with.
+        weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
+        state_dtype: The dtype of momenta and second moment.
+        kernel: How the network is evaluated (see `celo2_direction`).
+        sharding: How the updates lie on a mesh (see `orthogonalize`).
 
     Returns:
-      An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
+        An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> tx = optax.chain(scale_by_celo2("celo2", orthogonalize=True), optax.scale_by_learning_rate(1e-3))
-      >>> params = {"w": jnp.ones((4, 8))}
-      >>> updates, _ = tx.update({"w": jnp.arange(32.0).reshape(4, 8)}, tx.init(params), params)
-      >>> round(float(jnp.sqrt(jnp.mean(updates["w"] ** 2))), 6)
-      0.001
+        >>> import jax.numpy as jnp
+        >>> tx = optax.chain(scale_by_celo2("celo2", orthogonalize=True), optax.scale_by_learning_rate(1e-3))
+        >>> params = {"w": jnp.ones((4, 8))}
+        >>> updates, _ = tx.update({"w": jnp.arange(32.0).reshape(4, 8)}, tx.init(params), params)
+        >>> round(float(jnp.sqrt(jnp.mean(updates["w"] ** 2))), 6)
+        0.001
 
     Source: arXiv 2602.19142, section 4.
     """

@@ -29,22 +29,22 @@ def add_decayed_weights(
     - `"independent"`: u - w p, placed **after** the learning rate, so a step decays by w whatever the learning rate.
 
     Args:
-      weight_decay: w, a number or a schedule of the step count.
-      mode: one of the three.
-      mask: a tree of booleans like the parameters (or a prefix of it), or a function of the parameters returning one;
-        True where decay applies.
+        weight_decay: The decay w, a number or a schedule of the step count.
+        mode: One of the three.
+        mask: A tree of booleans like the parameters (or a prefix of it), or a function of the parameters returning one;
+            True where decay applies.
 
     Returns:
-      An `optax.GradientTransformation`; `update` needs `params`. Updates keep their dtype.
+        An `optax.GradientTransformation`; `update` needs `params`. Updates keep their dtype.
 
     Raises:
-      ValueError: unknown mode; in `update`, when `params` is None or another tree than the updates.
+        ValueError: Unknown mode; in `update`, when `params` is None or another tree than the updates.
 
     Example:
-      >>> tx = add_decayed_weights(0.1)
-      >>> updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init({"w": jnp.ones(2)}), {"w": jnp.ones(2)})
-      >>> [round(float(u), 6) for u in updates["w"]]
-      [0.1, 0.1]
+        >>> tx = add_decayed_weights(0.1)
+        >>> updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init({"w": jnp.ones(2)}), {"w": jnp.ones(2)})
+        >>> [round(float(u), 6) for u in updates["w"]]
+        [0.1, 0.1]
 
     Source: arXiv 1711.05101 (decoupled, independent); arXiv 2510.12402 (cautious weight decay).
     """

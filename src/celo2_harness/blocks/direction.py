@@ -59,7 +59,7 @@ def moment_shardings(view: MatrixView, place: NamedSharding) -> Moments:
     """Where the accumulators of a leaf lie: split like it, row and column moments along the axes that they keep.
 
     Returns:
-      `Moments` with one `NamedSharding` per field; `row` and `col` hold for matrices, `diag` for vectors.
+        `Moments` with one `NamedSharding` per field; `row` and `col` hold for matrices, `diag` for vectors.
     """
     axes = viewed_axes(view, place)
 
@@ -94,33 +94,33 @@ def celo2_direction(
     statistics (15 for vectors), the mean over its matrix, and f_theta a network of 347 numbers.
 
     Args:
-      weights: `Weights`, or what `load_weights` takes.
-      weight_dimension_numbers: how leaves are seen as matrices: a tree of `optax.contrib.MuonDimensionNumbers`, or a
-        function of the updates returning one. None, or None at a leaf: the last two axes, as published.
-      state_dtype: of momenta and second moment, float32 or bfloat16. Row and column moments stay float32. Updates have
-        the parameter's dtype; all arithmetic is float32.
-      kernel: how the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
-        which is slow and meant for tests).
-      sharding: how the updates lie on a mesh (see `orthogonalize`). The state is placed like them, row and column
-        moments along the axis that they keep, and the statistics of split leaves take few collectives. It changes no
-        number but by rounding.
+        weights: `Weights`, or what `load_weights` takes.
+        weight_dimension_numbers: How leaves are seen as matrices: a tree of `optax.contrib.MuonDimensionNumbers`, or a
+            function of the updates returning one. None, or None at a leaf: the last two axes, as published.
+        state_dtype: The dtype of momenta and second moment, float32 or bfloat16. Row and column moments stay float32.
+            Updates have the parameter's dtype; all arithmetic is float32.
+        kernel: How the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
+            which is slow and meant for tests).
+        sharding: How the updates lie on a mesh (see `orthogonalize`). The state is placed like them, row and column
+            moments along the axis that they keep, and the statistics of split leaves take few collectives. It changes
+            no number but by rounding.
 
     Returns:
-      An `optax.GradientTransformation`; `update` needs `params`. A matrix (or vector) whose gradients have all been
-      zero gets direction zero. NaN entries of gradients count as zero, infinite ones as +-1000.
+        An `optax.GradientTransformation`; `update` needs `params`. A matrix (or vector) whose gradients have all been
+        zero gets direction zero. NaN entries of gradients count as zero, infinite ones as +-1000.
 
     Raises:
-      WeightsError: the weights cannot be loaded.
-      ValueError: unknown `state_dtype` or `kernel`; in `update`, when `params` is None or another tree than the
-        updates; in `init` and `update`, when a view does not fit its leaf.
+        WeightsError: The weights cannot be loaded.
+        ValueError: Unknown `state_dtype` or `kernel`; in `update`, when `params` is None or another tree than the
+            updates; in `init` and `update`, when a view does not fit its leaf.
 
     Example:
-      >>> from celo2_harness import normalize_rms
-      >>> tx = optax.chain(celo2_direction("celo2"), normalize_rms(), optax.scale_by_learning_rate(1e-3))
-      >>> params = {"w": jnp.ones((4, 8))}
-      >>> updates, state = tx.update({"w": jnp.ones((4, 8))}, tx.init(params), params)
-      >>> updates["w"].shape
-      (4, 8)
+        >>> from celo2_harness import normalize_rms
+        >>> tx = optax.chain(celo2_direction("celo2"), normalize_rms(), optax.scale_by_learning_rate(1e-3))
+        >>> params = {"w": jnp.ones((4, 8))}
+        >>> updates, state = tx.update({"w": jnp.ones((4, 8))}, tx.init(params), params)
+        >>> updates["w"].shape
+        (4, 8)
 
     Source: arXiv 2602.19142 (Celo2), section 3.
     """

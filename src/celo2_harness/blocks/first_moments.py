@@ -20,7 +20,7 @@ def refuse_unknown_fields(state: optax.OptState, shapes: Mapping[Any, Any]) -> N
     """Refuses a state that does not say of every array whether it turns.
 
     Args:
-        state: Of any transformation; shapes are enough.
+        state: The state of any transformation; shapes are enough.
         shapes: By the path of the parameter, the shape of those that turn. An array in the state belongs to the
             parameter if its path ends with that of the parameter and it has its shape.
 
@@ -43,7 +43,7 @@ def map_first_moments(
     """Applies the function of the parameter to every first moment of it.
 
     Args:
-        state: Of any transformation.
+        state: The state of any transformation.
         shapes: As for `refuse_unknown_fields`.
         functions: By the path of the parameter; each keeps shape and dtype.
 

@@ -56,27 +56,27 @@ def orthogonalize(
     all-to-alls per mesh axis that splits them and at most one all-gather, whatever the number of iterations.
 
     Args:
-      coefficients: "quintic" (published), "polar_express", or triples (a, b, c), one per iteration.
-      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
-      eps: added to the Frobenius norm.
-      dtype: of the matrix products; None keeps float32 (or wider). bfloat16 suits accelerators.
-      precision: of the products, as in `jax.numpy.matmul`. None: the highest where JAX runs on a CPU, and the
-        hardware's usual one on accelerators, such as TF32.
-      sharding: how the updates lie on a mesh: a tree of `jax.sharding.NamedSharding`, or a function of the updates
-        returning one. None: as XLA places them, which communicates in every iteration if matrices are split.
+        coefficients: "quintic" (published), "polar_express", or triples (a, b, c), one per iteration.
+        weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
+        eps: Added to the Frobenius norm.
+        dtype: The dtype of the matrix products; None keeps float32 (or wider). bfloat16 suits accelerators.
+        precision: The precision of the products, as in `jax.numpy.matmul`. None: the highest where JAX runs on a CPU,
+            and the hardware's usual one on accelerators, such as TF32.
+        sharding: How the updates lie on a mesh: a tree of `jax.sharding.NamedSharding`, or a function of the updates
+            returning one. None: as XLA places them, which communicates in every iteration if matrices are split.
 
     Returns:
-      A stateless `optax.GradientTransformation`; updates keep their dtype.
+        A stateless `optax.GradientTransformation`; updates keep their dtype.
 
     Raises:
-      ValueError: unknown coefficients; in `update`, a view that does not fit its leaf.
+        ValueError: Unknown coefficients; in `update`, a view that does not fit its leaf.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> tx = orthogonalize("polar_express")
-      >>> updates, _ = tx.update({"w": jnp.array([[3.0, 0.0], [0.0, 1.0]]), "b": jnp.ones(2)}, tx.init({}))
-      >>> bool(jnp.allclose(updates["w"], jnp.eye(2), atol=0.16))
-      True
+        >>> import jax.numpy as jnp
+        >>> tx = orthogonalize("polar_express")
+        >>> updates, _ = tx.update({"w": jnp.array([[3.0, 0.0], [0.0, 1.0]]), "b": jnp.ones(2)}, tx.init({}))
+        >>> bool(jnp.allclose(updates["w"], jnp.eye(2), atol=0.16))
+        True
 
     Source: arXiv 2602.19142, section 4; https://kellerjordan.github.io/posts/muon.
     """

@@ -19,19 +19,19 @@ def scale_by_shape(
     rate.
 
     Args:
-      rms: the root mean square wanted.
-      weight_dimension_numbers: how leaves are seen as matrices (see `celo2_direction`).
+        rms: The root mean square wanted.
+        weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
 
     Returns:
-      A stateless `optax.GradientTransformation`; updates keep their dtype.
+        A stateless `optax.GradientTransformation`; updates keep their dtype.
 
     Raises:
-      ValueError: in `update`, a view that does not fit its leaf.
+        ValueError: In `update`, a view that does not fit its leaf.
 
     Example:
-      >>> tx = scale_by_shape(0.5)
-      >>> tx.update({"w": jax.numpy.ones((2, 4))}, tx.init({}))[0]["w"][0].tolist()
-      [1.0, 1.0, 1.0, 1.0]
+        >>> tx = scale_by_shape(0.5)
+        >>> tx.update({"w": jax.numpy.ones((2, 4))}, tx.init({}))[0]["w"][0].tolist()
+        [1.0, 1.0, 1.0, 1.0]
 
     Source: arXiv 2502.16982, section 2.2.
     """

@@ -24,7 +24,7 @@ def small_batches(
     """Sorts the small leaves of a tree that are whole on every device into batches.
 
     Args:
-        views: Of the leaves.
+        views: The views of the leaves.
         leaves: The leaves.
         shardings: How the leaves lie on a mesh; None of those that do not.
 
@@ -57,7 +57,7 @@ def map_batches(
     Args:
         function: Takes a view, a leaf or a batch of that view, and the true lengths of its matrices if they are padded
             (see `rule.padding`), else None; returns an array of the same shape.
-        views: Of the leaves.
+        views: The views of the leaves.
         updates: A tree of arrays.
         shardings: How the leaves lie on a mesh.
 

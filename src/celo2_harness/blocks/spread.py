@@ -23,14 +23,14 @@ class Cut(NamedTuple):
     A unit is what one matrix is in the leaf: its axes in the leaf's order, all others moved to the front.
 
     Attributes:
-      unit: shape of the unit.
-      to_matrix: permutation of its axes, before the reshape to `matrix`.
-      matrix: rows and columns.
-      splits: per axis of the unit that is split: (mesh axes, the axis, counted with the batch axis in front).
-      spread: devices that a unit is split over.
-      idle: mesh axes over which the leaf is repeated.
-      shared: devices along them.
-      dtype: of the leaf.
+        unit: Shape of the unit.
+        to_matrix: Permutation of its axes, before the reshape to `matrix`.
+        matrix: Rows and columns.
+        splits: Per axis of the unit that is split: (mesh axes, the axis, counted with the batch axis in front).
+        spread: Devices that a unit is split over.
+        idle: Mesh axes over which the leaf is repeated.
+        shared: Devices along them.
+        dtype: The dtype of the leaf.
     """
 
     unit: tuple[int, ...]
@@ -110,14 +110,14 @@ def spread_matrices(
     the number of matrices that fit into `largest_batch` entries, at least one.
 
     Args:
-      function: takes (n, rows, columns) to the same shape, each matrix by itself; zero matrices must be harmless.
-      leaves: matrices, or batches of matrices, in their view.
-      views: of the leaves.
-      shardings: of the leaves, all on one mesh. Leaves that lie otherwise are moved there first.
-      largest_batch: entries of matrices that a device works on at once.
+        function: Takes (n, rows, columns) to the same shape, each matrix by itself; zero matrices must be harmless.
+        leaves: Matrices, or batches of matrices, in their view.
+        views: The views of the leaves.
+        shardings: The shardings of the leaves, all on one mesh. Leaves that lie otherwise are moved there first.
+        largest_batch: Entries of matrices that a device works on at once.
 
     Returns:
-      The leaves after the function, with the same shardings.
+        The leaves after the function, with the same shardings.
     """
     if not leaves:
         return []

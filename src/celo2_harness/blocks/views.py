@@ -130,7 +130,7 @@ def leaf_shardings(updates: Params, shardings: LeafShardings) -> list[NamedShard
     """The sharding of every leaf of `updates`, in the order of `jax.tree.leaves`; None without any.
 
     Raises:
-      ValueError: a leaf has none, or one that does not fit its shape.
+        ValueError: A leaf has none, or one that does not fit its shape.
     """
     if shardings is None:
         return None

@@ -17,8 +17,8 @@ class Layer(NamedTuple):
         kind: "dense", "conv", "embedding", "norm" or "cell"; "" where the class says nothing.
         name: The name of the class.
         ndim: How many axes the array has in one layer; None if the class does not say.
-        inputs: Its input axes, if the axes have names.
-        outputs: Its output axes, if the axes have names.
+        inputs: The input axes of the layer, if the axes have names.
+        outputs: The output axes of the layer, if the axes have names.
         batch: All other axes, if the axes have names.
         transposed: Whether it is a convolution that keeps its kernel (..., out, in).
     """

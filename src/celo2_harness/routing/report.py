@@ -17,8 +17,8 @@ class ReportRow(NamedTuple):
     Attributes:
         route: Path, shape, view, label and rule.
         optimizer: Name of the optimizer, "celo2" or "adamw".
-        learning_rate_factor: Its learning rate as a multiple of the base learning rate.
-        weight_decay: Its weight decay.
+        learning_rate_factor: The learning rate of the group as a multiple of the base learning rate.
+        weight_decay: The weight decay of the group.
         parameters: Number of entries of the leaf.
         state_bytes: Bytes of optimizer state kept for it.
     """

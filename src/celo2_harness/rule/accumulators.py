@@ -34,7 +34,7 @@ def resolve_state_dtype(dtype: Any) -> Any:
     """The dtype of momenta and second moment, checked.
 
     Raises:
-      ValueError: neither float32 nor bfloat16.
+        ValueError: Neither float32 nor bfloat16.
     """
     for choice in STATE_DTYPES:
         # Comparing with a dtype raises for words that name none.
@@ -47,10 +47,10 @@ def init_moments(config: RuleConfig, view: MatrixView, dtype: Any = jnp.float32)
     """Zeros for one leaf.
 
     Args:
-      config: gives the number of decays.
-      view: the leaf's view.
-      dtype: of `mu` and `nu`. Factored moments stay float32: they are small, and a decay of 0.999 changes them by less
-        than bfloat16 resolves.
+        config: Gives the number of decays.
+        view: The leaf's view.
+        dtype: The dtype of `mu` and `nu`. Factored moments stay float32: they are small, and a decay of 0.999 changes
+            them by less than bfloat16 resolves.
     """
     factored = lambda shape: tuple(jnp.zeros(shape, jnp.float32) for _ in config.factored_decays)
     return Moments(

@@ -168,10 +168,10 @@ def plan_batches(
     """Sorts leaves into batches.
 
     Args:
-        views: Of all leaves.
+        views: The views of all leaves.
         chosen: The positions of the leaves to sort, which must be `stackable`.
-        key: Of a leaf by its position; leaves of different keys share no batch.
-        cost: Of one matrix by its lengths, the shorter first.
+        key: A function from the position of a leaf to its key; leaves of different keys share no batch.
+        cost: The cost of one matrix as a function of its lengths, the shorter first.
         join_below: The cost of padding up to which one shape joins others.
         largest: The cost of a batch, at most; a leaf that costs more has a batch of its own.
 

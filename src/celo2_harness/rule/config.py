@@ -48,11 +48,11 @@ class RuleConfig:
     """The configuration that a theta belongs to; a theta under another configuration is another rule.
 
     Attributes:
-      features: names of the feature groups, in the order of the rows of `w0`.
-      momentum_decays: decays of the momentum accumulators.
-      second_moment_decay: decay of the elementwise second moment.
-      factored_decays: decays of the row, column and diagonal second moments.
-      normalization: how the update is scaled in the inner loop of meta-training (see `normalize_rms`).
+        features: Names of the feature groups, in the order of the rows of `w0`.
+        momentum_decays: Decays of the momentum accumulators.
+        second_moment_decay: Decay of the elementwise second moment.
+        factored_decays: Decays of the row, column and diagonal second moments.
+        normalization: How the update is scaled in the inner loop of meta-training (see `normalize_rms`).
     """
 
     features: tuple[str, ...] = CELO2_FEATURES

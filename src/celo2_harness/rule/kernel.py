@@ -35,15 +35,15 @@ def network_in_tiles(
     """What `network.network` computes, as one kernel (Triton on GPUs).
 
     Args:
-      view: the leaf's view. Axes that no power of two divides get tiles of length one there: right, but slow.
-      theta: the network's numbers, of which `w0` and `b0` are in `layer` already.
-      layer: what `first_layer` gives.
-      group: the channels of full size.
-      head: the last layer.
-      interpret: run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
+        view: The leaf's view. Axes that no power of two divides get tiles of length one there: right, but slow.
+        theta: The network's numbers, of which `w0` and `b0` are in `layer` already.
+        layer: What `first_layer` gives.
+        group: The channels of full size.
+        head: The last layer.
+        interpret: Run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
 
     Returns:
-      float32 array of the viewed shape.
+        float32 array of the viewed shape.
 
     Source: arXiv 2602.19142, section 3.
     """

@@ -38,10 +38,10 @@ def first_layer(
     """Folds the scales into the weights and sums the thin channels.
 
     Args:
-      theta: the network's numbers.
-      view: the leaf's view.
-      groups: the leaf's channels, those of full size first.
-      scales: what `input_scales` gives for them.
+        theta: The network's numbers.
+        view: The leaf's view.
+        groups: The leaf's channels, those of full size first.
+        scales: What `input_scales` gives for them.
     """
     ones = (1,) * len(view.viewed)
     offsets = [jnp.reshape(theta.b0, (-1, *ones))]
@@ -79,14 +79,14 @@ def network(
     h1 = relu(x W0 + b0),  h2 = relu(h1 W1 + b1),  d = h2 w2 + b2, with x the normalised channels.
 
     Args:
-      view: the leaf's view.
-      theta: the network's numbers, of which `w0` and `b0` are in `layer` already.
-      layer: what `first_layer` gives.
-      group: the channels of full size.
-      head: the last layer.
+        view: The leaf's view.
+        theta: The network's numbers, of which `w0` and `b0` are in `layer` already.
+        layer: What `first_layer` gives.
+        group: The channels of full size.
+        head: The last layer.
 
     Returns:
-      float32 array of the viewed shape.
+        float32 array of the viewed shape.
 
     Source: arXiv 2602.19142, section 3 and appendix; the published code for constants.
     """
@@ -112,9 +112,9 @@ def first_units(layer: FirstLayer, channels: Sequence[Channel], unit: Any) -> li
     """Pre-activations of the first layer, in parts: channels that share an inverse root are summed before it applies.
 
     Args:
-      layer: the first layer; its arrays may be references to memory, they are read one by one.
-      channels: of full size, on a whole leaf or a tile of it.
-      unit: which one; `...` for all, on a new first axis.
+        layer: The first layer; its arrays may be references to memory, they are read one by one.
+        channels: The channels of full size, on a whole leaf or a tile of it.
+        unit: Which one; `...` for all, on a new first axis.
     """
     plain: Any = sum(offset[unit] for offset in layer.offsets)
     parts: dict[Any, Part] = {None: (None, plain)}

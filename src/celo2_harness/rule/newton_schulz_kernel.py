@@ -28,20 +28,20 @@ def newton_schulz_in_registers(
     """What `newton_schulz` computes in float32, for one small matrix; batches by `jax.vmap`.
 
     Args:
-      x: float32 matrix, at most `LARGEST` rows and columns.
-      coefficients: as in `newton_schulz`.
-      interpret: run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
+        x: float32 matrix, at most `LARGEST` rows and columns.
+        coefficients: As in `newton_schulz`.
+        interpret: Run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
 
     Returns:
-      float32 array of the same shape.
+        float32 array of the same shape.
 
     Raises:
-      ValueError: unknown coefficients, or a matrix that is too large.
+        ValueError: Unknown coefficients, or a matrix that is too large.
 
     Example:
-      >>> y = newton_schulz_in_registers(jnp.diag(jnp.array([1.0, 0.5])), "polar_express")
-      >>> bool(jnp.all(jnp.abs(jnp.diag(y) - 1.0) < 0.16))
-      True
+        >>> y = newton_schulz_in_registers(jnp.diag(jnp.array([1.0, 0.5])), "polar_express")
+        >>> bool(jnp.all(jnp.abs(jnp.diag(y) - 1.0) < 0.16))
+        True
 
     Source: https://kellerjordan.github.io/posts/muon.
     """

@@ -15,7 +15,8 @@ def inside(shape: Sequence[int], lengths: Int[np.ndarray, "matrices axes"]) -> B
     """Marks the entries of a batch that are no padding.
 
     Args:
-        shape: Of the batch: an axis of matrices, then the axes of a matrix. Axes of length one have no padding.
+        shape: The shape of the batch: an axis of matrices, then the axes of a matrix.
+            Axes of length one have no padding.
         lengths: The true lengths of every matrix.
 
     Returns:

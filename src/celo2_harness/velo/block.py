@@ -49,31 +49,31 @@ def velo(
     still move parameters).
 
     Args:
-      weights: `VeloWeights`, or what `load_velo_weights` takes; files in the published layout are taken to have the
-        configuration of the released weights.
-      num_steps: the length of the run in steps. Further steps are possible; for the rule the run is then over.
-      state_dtype: of momenta and second moment, float32 or bfloat16. All other state is float32. Updates have the
-        parameter's dtype; all arithmetic is float32.
-      kernel: how the small networks are evaluated (see `celo2_direction`).
+        weights: `VeloWeights`, or what `load_velo_weights` takes; files in the published layout are taken to have the
+            configuration of the released weights.
+        num_steps: The length of the run in steps. Further steps are possible; for the rule the run is then over.
+        state_dtype: The dtype of momenta and second moment, float32 or bfloat16. All other state is float32. Updates
+            have the parameter's dtype; all arithmetic is float32.
+        kernel: How the small networks are evaluated (see `celo2_direction`).
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`. `update` needs `params`, and `value`, the loss of the batch that the
-      gradients are of, reduced over devices like the gradients. NaN entries of gradients count as zero, entries beyond
-      +-1000 as +-1000. A loss that is not finite counts as twice the largest running mean of the losses.
+        An `optax.GradientTransformationExtraArgs`. `update` needs `params`, and `value`, the loss of the batch that the
+        gradients are of, reduced over devices like the gradients. NaN entries of gradients count as zero, entries
+        beyond +-1000 as +-1000. A loss that is not finite counts as twice the largest running mean of the losses.
 
     Raises:
-      WeightsError: the weights cannot be loaded.
-      ValueError: `num_steps` is no whole number above 0; unknown `state_dtype` or `kernel`; in `update`, without
-        `params` or `value`, or where `value` is no scalar.
+        WeightsError: The weights cannot be loaded.
+        ValueError: `num_steps` is no whole number above 0; unknown `state_dtype` or `kernel`; in `update`, without
+            `params` or `value`, or where `value` is no scalar.
 
     Example:
-      >>> from celo2_harness.velo import VELO_S, VeloWeights, init_theta
-      >>> tx = velo(VeloWeights(init_theta(VELO_S, jax.random.key(0)), VELO_S), num_steps=100)
-      >>> params = {"w": jnp.ones((4, 8))}
-      >>> loss, grads = jax.value_and_grad(lambda p: jnp.sum(p["w"] ** 2))(params)
-      >>> updates, state = tx.update(grads, tx.init(params), params, value=loss)
-      >>> updates["w"].shape, state.hidden["w"].shape
-      ((4, 8), (64,))
+        >>> from celo2_harness.velo import VELO_S, VeloWeights, init_theta
+        >>> tx = velo(VeloWeights(init_theta(VELO_S, jax.random.key(0)), VELO_S), num_steps=100)
+        >>> params = {"w": jnp.ones((4, 8))}
+        >>> loss, grads = jax.value_and_grad(lambda p: jnp.sum(p["w"] ** 2))(params)
+        >>> updates, state = tx.update(grads, tx.init(params), params, value=loss)
+        >>> updates["w"].shape, state.hidden["w"].shape
+        ((4, 8), (64,))
 
     Source: arXiv 2211.09760 (VeLO); constants from the published program (class HyperV2).
     """

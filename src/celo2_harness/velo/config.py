@@ -35,12 +35,12 @@ class VeloConfig:
     """The configuration that a theta of VeLO belongs to; a theta under another configuration is another rule.
 
     Attributes:
-      lstm: width of the LSTM.
-      bank: how many small networks there are to mix.
-      ff_mult: factor on the mixed weights.
-      bugged_loss_features: compute the loss features as if every run took ten steps, as early weights were trained.
-      bugged_next_lstm_state: keep the LSTM state of the step before, as the oldest weights were trained; not supported,
-        and here so that weights can be refused for it.
+        lstm: Width of the LSTM.
+        bank: How many small networks there are to mix.
+        ff_mult: Factor on the mixed weights.
+        bugged_loss_features: Compute the loss features as if every run took ten steps, as early weights were trained.
+        bugged_next_lstm_state: Keep the LSTM state of the step before, as the oldest weights were trained; not
+            supported, and here so that weights can be refused for it.
     """
 
     lstm: int = 512

@@ -56,18 +56,18 @@ def leaf_update(
     u = -0.001 s sqrt(mean(p^2) + 1e-9) d exp(0.001 e), with d and e the first two outputs of the network.
 
     Args:
-      network: the numbers of the leaf's network.
-      step_multiplier: s.
-      mean_square: of the parameters.
-      view: as `velo_view` gives it.
-      gradient: any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
-      parameter: the leaf before this step.
-      moments: accumulators before this step.
-      kernel: how the network is evaluated, out of `rule.KERNELS`.
-      after: `done` of the leaf that goes before this one (see `rule.leaf_direction`).
+        network: The numbers of the leaf's network.
+        step_multiplier: The step multiplier s.
+        mean_square: The mean square of the parameters.
+        view: As `velo_view` gives it.
+        gradient: Any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
+        parameter: The leaf before this step.
+        moments: Accumulators before this step.
+        kernel: How the network is evaluated, out of `rule.KERNELS`.
+        after: `done` of the leaf that goes before this one (see `rule.leaf_direction`).
 
     Returns:
-      A `LeafResult`; its direction is u, to be added to the parameters.
+        A `LeafResult`; its direction is u, to be added to the parameters.
     """
     gradient = clip_gradient(jnp.where(after < 0.0, jnp.zeros_like(gradient), gradient))
     new = update_moments(RULE, view, gradient, moments)

@@ -47,9 +47,9 @@ def summarize_leaf(
     centred on the mean momentum as published.
 
     Args:
-      parameter: the leaf before the step.
-      momentum: before the step, one per decay.
-      second_moment: before the step.
+        parameter: The leaf before the step.
+        momentum: Before the step, one per decay.
+        second_moment: Before the step.
     """
     planes = [second_moment.astype(jnp.float32), *(m.astype(jnp.float32) for m in momentum)]
     # All sums in one pass. Variances are those of the distance to the first entry: no cancellation, unless the leaf is
@@ -79,9 +79,9 @@ def lstm_inputs(
     """Nine numbers of the time, nine of the loss, twelve of each leaf. Numbers that are not finite become 0.
 
     Args:
-      summaries: per leaf.
-      losses: the loss features.
-      fraction: steps before this one over the length of the run.
+        summaries: Per leaf.
+        losses: The loss features.
+        fraction: Steps before this one over the length of the run.
     """
     own = jnp.stack([summary.inputs for summary in summaries])
     common = jnp.concatenate([jnp.tanh(10.0 * (fraction - jnp.array(TIMES, jnp.float32))), losses])

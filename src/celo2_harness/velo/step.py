@@ -51,15 +51,15 @@ def velo_step(
     The LSTM sees the accumulators before the step, the small networks those after it.
 
     Args:
-      config: what theta was trained with.
-      theta: the numbers of VeLO (float32 arrays, traced ones too).
-      views: one per leaf, as `velo_view` gives them.
-      gradients: one per leaf, at least one, none of size zero.
-      parameters: the leaves before the step.
-      memory: before the step.
-      loss: of the batch that the gradients are of.
-      num_steps: the length of the run. Nothing happens at its end but that the time features saturate.
-      kernel: how the small networks are evaluated.
+        config: What theta was trained with.
+        theta: The numbers of VeLO (float32 arrays, traced ones too).
+        views: One per leaf, as `velo_view` gives them.
+        gradients: One per leaf, at least one, none of size zero.
+        parameters: The leaves before the step.
+        memory: Before the step.
+        loss: The loss of the batch that the gradients are of.
+        num_steps: The length of the run. Nothing happens at its end but that the time features saturate.
+        kernel: How the small networks are evaluated.
     """
     decays = loss_decays(SHORTEST_HALF_LIFE if config.bugged_loss_features else num_steps)
     losses = add_loss(memory.losses, decays, loss)

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import META_CONFIG as CONFIG
-from helpers import assert_trees_close, assert_trees_equal
+from helpers import META_CONFIG as CONFIG, assert_trees_close, assert_trees_equal
 
 from celo2_harness.lab.metatrain import (
     MetaTrainConfig,

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import META_CONFIG as CONFIG
-from helpers import assert_trees_close, assert_trees_equal
+from helpers import META_CONFIG as CONFIG, assert_trees_close, assert_trees_equal
 
 import celo2_harness as c2
 from celo2_harness.lab.errors import InputError

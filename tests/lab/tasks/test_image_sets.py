@@ -5,8 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from celo2_harness.lab.tasks import DataError, find_sets, load_image_sets, prepare_image_sets, shrink
 

@@ -68,7 +68,7 @@ class Config:
     compile_only: bool = False
     """Only compile: compile times, temporaries and state, on shapes alone. Nothing is allocated."""
     state_dtype: str = "float32"
-    """Of the learned rule's state: float32 or bfloat16."""
+    """The dtype of the learned rule's state: float32 or bfloat16."""
     kernel: str = "xla"
     """How the learned rule's network is evaluated: xla or pallas."""
     batch: int = 16

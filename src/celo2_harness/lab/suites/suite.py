@@ -94,8 +94,8 @@ class SuiteOptimizer:
         optax: A row of `OPTIMIZERS`.
         make: An import path `module:function`.
         label: What tables call it; by default its name.
-        learning_rates: Its own peak learning rates; by default those of the search.
-        weight_decays: Its own weight decays; by default those of the search.
+        learning_rates: The peak learning rates; by default those of the search.
+        weight_decays: The weight decays; by default those of the search.
         weights: The weights of a preset's learned rule: a name, a file relative to the suite, or hf://owner/repo.
         options: Further arguments of what makes it.
         guard: Arguments of `guard_updates`, to wrap it; None for no guard.
