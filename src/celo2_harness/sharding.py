@@ -67,7 +67,7 @@ def parameter_shardings(params: Params, mesh: Mesh | AbstractMesh) -> PyTree:
 
     Args:
         params: A parameter tree; shapes are enough.
-        mesh: With axes out of `MESH_AXES`; an abstract one will do.
+        mesh: A mesh with axes out of `MESH_AXES`; an abstract one will do.
 
     Returns:
         A tree of `NamedSharding` like `params`.

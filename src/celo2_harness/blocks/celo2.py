@@ -43,7 +43,8 @@ def scale_by_celo2(
         >>> round(float(jnp.sqrt(jnp.mean(updates["w"] ** 2))), 6)
         0.001
 
-    Source: arXiv 2602.19142, section 4.
+    References:
+        arXiv 2602.19142, section 4.
     """
     weights = load_weights(weights)
     views = weight_dimension_numbers

@@ -46,7 +46,8 @@ def add_decayed_weights(
         >>> [round(float(u), 6) for u in updates["w"]]
         [0.1, 0.1]
 
-    Source: arXiv 1711.05101 (decoupled, independent); arXiv 2510.12402 (cautious weight decay).
+    References:
+        arXiv 1711.05101 (decoupled, independent); arXiv 2510.12402 (cautious weight decay).
     """
     if mode not in get_args(Mode):
         raise ValueError(f"add_decayed_weights: mode = {mode!r}, expected one of {', '.join(get_args(Mode))}.")

@@ -122,7 +122,8 @@ def celo2_direction(
         >>> updates["w"].shape
         (4, 8)
 
-    Source: arXiv 2602.19142 (Celo2), section 3.
+    References:
+        arXiv 2602.19142 (Celo2), section 3.
     """
     weights = load_weights(weights)
     config = weights.config

@@ -21,7 +21,7 @@ def refuse_unknown_fields(state: optax.OptState, shapes: Mapping[Any, Any]) -> N
 
     Args:
         state: The state of any transformation; shapes are enough.
-        shapes: By the path of the parameter, the shape of those that turn. An array in the state belongs to the
+        shapes: The shape, by the path of the parameter, of those that turn. An array in the state belongs to the
             parameter if its path ends with that of the parameter and it has its shape.
 
     Raises:
@@ -45,7 +45,7 @@ def map_first_moments(
     Args:
         state: The state of any transformation.
         shapes: As for `refuse_unknown_fields`.
-        functions: By the path of the parameter; each keeps shape and dtype.
+        functions: The functions by the path of the parameter; each keeps shape and dtype.
 
     Returns:
         The state with the new first moments.

@@ -78,7 +78,8 @@ def orthogonalize(
         >>> bool(jnp.allclose(updates["w"], jnp.eye(2), atol=0.16))
         True
 
-    Source: arXiv 2602.19142, section 4; https://kellerjordan.github.io/posts/muon.
+    References:
+        arXiv 2602.19142, section 4; https://kellerjordan.github.io/posts/muon.
     """
     triples = resolve_coefficients(coefficients)
 

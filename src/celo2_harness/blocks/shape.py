@@ -33,7 +33,8 @@ def scale_by_shape(
         >>> tx.update({"w": jax.numpy.ones((2, 4))}, tx.init({}))[0]["w"][0].tolist()
         [1.0, 1.0, 1.0, 1.0]
 
-    Source: arXiv 2502.16982, section 2.2.
+    References:
+        arXiv 2502.16982, section 2.2.
     """
 
     def scaled(view: MatrixView, x: jax.Array) -> jax.Array:

@@ -172,7 +172,7 @@ def viewed_axes(view: MatrixView, place: NamedSharding) -> list[tuple[str, ...]]
         length *= view.shape[view.permutation[first]]
 
     def joined(axes: Sequence[int]) -> tuple[str, ...]:
-        """Of several axes seen as one: only the outermost may be split."""
+        """The mesh axes of several axes seen as one: only the outermost may be split."""
         long = [axis for axis in axes if view.shape[axis] > 1]
         return names[long[0]] if long and not any(names[axis] for axis in long[1:]) else ()
 

@@ -38,7 +38,7 @@ class Leaf:
         layer: What the class of its layer says.
         bias: Shape of one layer's bias, if this is a weight that has one. The gain of a weight-normed kernel counts.
         weight: Shape of one layer's weight, if this is a bias.
-        mate: For a query, key or value kernel the shape of the attention block's output kernel, and the reverse.
+        mate: The shape of the attention block's output kernel for a query, key or value kernel, and the reverse.
         adapter: Whether this is a factor of a low-rank adapter, by its name or by the weight beside it.
         attends: Whether a module beside this one, or this array's own module, holds a query, key or value.
         direction: Whether this is the direction of a weight-normed kernel, `v` beside a gain `g`.

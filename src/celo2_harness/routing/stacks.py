@@ -99,7 +99,7 @@ class _Stacks:
 
         Args:
             node: The container, or an array.
-            name: Its name.
+            name: The container's name.
             inside: Whether it lies in a stack already.
 
         Returns:

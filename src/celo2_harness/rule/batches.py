@@ -147,7 +147,7 @@ class Batch:
         return jnp.swapaxes(x, -1, -2) if self._turned(view) else x
 
     def _lengths(self, view: MatrixView) -> Shape:
-        """Of a matrix of the leaf, as it lies in the batch."""
+        """The shape of a matrix of the leaf, as it lies in the batch."""
         return _matrix(view)[::-1] if self._turned(view) else _matrix(view)
 
 

@@ -45,7 +45,8 @@ def network_in_tiles(
     Returns:
         float32 array of the viewed shape.
 
-    Source: arXiv 2602.19142, section 3.
+    References:
+        arXiv 2602.19142, section 3.
     """
     if interpret is None:
         interpret = jax.default_backend() != "gpu"

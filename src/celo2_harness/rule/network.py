@@ -88,7 +88,8 @@ def network(
     Returns:
         float32 array of the viewed shape.
 
-    Source: arXiv 2602.19142, section 3 and appendix; the published code for constants.
+    References:
+        arXiv 2602.19142, section 3 and appendix; the published code for constants.
     """
     theta = Theta(*map(jnp.asarray, theta))
     # All units at once, on a new first axis, is less for XLA to compile than one after the other. It still evaluates

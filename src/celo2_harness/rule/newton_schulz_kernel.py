@@ -43,7 +43,8 @@ def newton_schulz_in_registers(
         >>> bool(jnp.all(jnp.abs(jnp.diag(y) - 1.0) < 0.16))
         True
 
-    Source: https://kellerjordan.github.io/posts/muon.
+    References:
+        https://kellerjordan.github.io/posts/muon.
     """
     triples = resolve_coefficients(coefficients)
     if max(x.shape) > LARGEST:

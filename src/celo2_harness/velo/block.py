@@ -75,7 +75,8 @@ def velo(
         >>> updates["w"].shape, state.hidden["w"].shape
         ((4, 8), (64,))
 
-    Source: arXiv 2211.09760 (VeLO); constants from the published program (class HyperV2).
+    References:
+        arXiv 2211.09760 (VeLO); constants from the published program (class HyperV2).
     """
     weights = load_velo_weights(weights)
     config = weights.config

@@ -22,7 +22,7 @@ NORMALIZATION_FLOOR = 1e-5
 
 
 def _factored_momentum(s: LeafStatistics) -> tuple[Channel, ...]:
-    """Of vectors without a floor under the root: there is one in the moment itself."""
+    """Momenta over factored roots; those of vectors have no floor, since the moment itself has one."""
     bare = lambda factor: factor._replace(floor=0.0) if isinstance(factor, InverseRoot) else factor
     pairs = zip(s.momentum, s.factored_inverse_rms, strict=True)
     return tuple((m, *map(bare, factors)) for m, factors in pairs)

@@ -23,7 +23,7 @@ TIMES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 
 
 class LeafSummary(NamedTuple):
-    """Of one leaf: the mean square of its parameters, and the 12 inputs of the LSTM that are its own."""
+    """What is known of one leaf: the mean square of its parameters, and the 12 inputs of the LSTM that are its own."""
 
     mean_square: Float[Array, ""]
     inputs: Float[Array, " inputs"]

@@ -204,7 +204,7 @@ def train_agent(
 
 
 def _keys(seed: int) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """For the initial parameters, and for the rest."""
+    """One key for the initial parameters, and one for the rest."""
     first, second = jax.random.split(jax.random.key(seed))
     return first, second
 

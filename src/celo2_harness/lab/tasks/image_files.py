@@ -18,7 +18,7 @@ from jaxtyping import Shaped, UInt8
 CLASSES = 10
 """The number of classes of every image set here."""
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
-"""For "train" and maybe "test": images (count, height, width) or (count, height, width, channels), labels (count,)."""
+"""Parts "train" and maybe "test": images (count, height, width) or (..., channels), and labels (count,)."""
 
 _UNSIGNED_BYTE = 8
 _PARTS = {"train": "train", "t10k": "test", "test": "test"}

@@ -102,7 +102,8 @@ def open_tokens(folder: Path, context: int, vocabulary: int = LARGEST_VOCABULARY
     """Opens a folder that `celo2 data tokens` has made.
 
     Args:
-        folder: With `tokens.json`, which names the shards of each part, and these as one-dimensional uint16 npy files.
+        folder: A folder with `tokens.json`, which names the shards of each part, and these as one-dimensional uint16
+            npy files.
         context: The number of predictions per window; each part must have a shard that holds a window.
         vocabulary: The number of tokens that the model knows.
 
