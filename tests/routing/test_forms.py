@@ -117,6 +117,7 @@ def test_every_form_of_layers_of_many_parts_is_routed_alike(parts):
     check(sorted(parts), 5, "trunk")
 
 
+@pytest.mark.slow
 def test_every_form_of_a_layer_gets_the_same_update():
     shapes = NORM | PARTS["heads"] | PARTS["transposed"] | PARTS["vectors"]
     rng = np.random.default_rng(0)

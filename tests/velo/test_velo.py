@@ -114,6 +114,7 @@ def test_beyond_the_end_updates_go_on(params, gradients):
     assert_trees_close(after, later, 1e-6)
 
 
+@pytest.mark.slow
 def test_leaves_depend_on_each_other(params, gradients):
     tx = velo(random_velo(lstm=16), num_steps=10)
     alone = lambda tree: {"matrix": tree["matrix"]}
@@ -122,6 +123,7 @@ def test_leaves_depend_on_each_other(params, gradients):
     assert np.any(together["matrix"] != single["matrix"])
 
 
+@pytest.mark.slow
 def test_the_kernel_in_tiles_agrees(params, gradients):
     tiles = velo(VELO_TINY, num_steps=10, kernel="pallas")
     state = TX.init(params)
@@ -189,6 +191,7 @@ def test_losses_by_hand(num_steps):
     assert int(buffer.seen) == 30
 
 
+@pytest.mark.slow
 def test_bugged_loss_features_think_that_a_run_has_ten_steps(params, gradients):
     bugged = dataclasses.replace(VELO_TINY, config=dataclasses.replace(VELO_TINY.config, bugged_loss_features=True))
     tx = velo(bugged, num_steps=1000)
@@ -223,6 +226,7 @@ def steps(tx, params, gradients, count=2):
     return updates
 
 
+@pytest.mark.slow
 def test_the_preset_is_velo_on_all_leaves_together(key):
     params, gradients = normal(key, MODEL), normal(jax.random.fold_in(key, 1), MODEL)
     wanted = steps(velo(VELO_TINY, num_steps=10), params, gradients)

@@ -81,6 +81,7 @@ def test_step_sizes_are_log_uniform(key):
     assert abs(place.mean() - 0.5) < 0.026 and abs(place.std() - 0.289) < 0.02
 
 
+@pytest.mark.slow
 def test_schedule_over_an_unroll():
     steps = jnp.arange(200)
     factor = lambda schedule: step_size_factor(

@@ -26,6 +26,7 @@ DATA = ImageSets(
 )
 
 
+@pytest.mark.slow
 def test_inner_steps_are_those_of_the_transformation(key):
     """Two unrolls at once, each under a theta of its own, against one of them by Optax on kernels inputs x outputs."""
     widths, length = (64, 10, 10), 7

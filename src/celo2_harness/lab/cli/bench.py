@@ -77,7 +77,7 @@ class Config:
     """Lengths of mesh axes ("plan"), for example data=2,fsdp=4: leaves are split over fsdp and tensor, repeated over
     data."""
     estimate: bool = False
-    """Costs by formula ("plan"): nothing is compiled, and the mesh may be larger than there are devices. Presets only."""
+    """Costs by formula ("plan"): nothing is compiled, and the mesh may be larger than the machine. Presets only."""
     json: Path | None = None
     """File for the figures of every round."""
 
