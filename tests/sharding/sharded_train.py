@@ -31,8 +31,8 @@ def main(folder, steps, *weights):
 
         def update(self, progress):
             super().update(progress)
-            if progress.state.step == int(steps) // 2:
-                places = {str(x.sharding.spec) for x in jax.tree.leaves(progress.state.params)}
+            if progress.step == int(steps) // 2:
+                places = {str(x.sharding.spec) for x in jax.tree.leaves(progress.state[0])}
                 print("parameters:", *sorted(places))
                 signal.raise_signal(signal.SIGINT)
 
