@@ -121,7 +121,7 @@ def test_plans_are_what_a_compiled_update_takes(found):
 
 def losses(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["kind"] in ("train", "validation")]
+    return [line[name] for line in lines for name in ("loss", "validation_loss") if name in line]
 
 
 def check_training(folder, steps, *weights):
