@@ -3,17 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from helpers import TINY, TINY_CONFIG, assert_trees_close, assert_trees_equal, normal, random_theta
 
 import celo2_harness as c2
 from celo2_harness import harness
 from celo2_harness.blocks import in_eigenbasis
-from celo2_harness.lab.metatrain import MetaTrainConfig
-from celo2_harness.lab.metatrain.image_problem import ImageProblem
-from celo2_harness.lab.metatrain.problem import Clock
-from celo2_harness.lab.tasks import ImageSets
 
 SHAPES = {"w": (3, 4), "b": (5,), "s": ()}
 # Among other features, so that the row of w0 has to be found.
@@ -84,17 +79,3 @@ def test_a_file_keeps_it(tmp_path):
     assert loaded == WEIGHTS and loaded.config.features == CONFIG.features
     with pytest.raises(ValueError, match="features"):
         c2.load_weights(tmp_path / "timed.celo2", expect=TINY_CONFIG)
-
-
-def test_meta_training_sees_the_fraction_of_the_unroll(key):
-    """A step in the middle of an unroll is that of the frozen rule."""
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 64), dtype=np.uint8)
-    data = ImageSets(jnp.asarray(pixels), jnp.arange(4), jnp.array([0]), jnp.array([4]))
-    clock = Clock(jnp.array(5), jnp.array(20))
-    stepped = []
-    for weights in (WEIGHTS, frozen(0.25)):
-        problem = ImageProblem(MetaTrainConfig(rule=weights.config, hidden=8, batch=4), (64, 10))
-        unroll, _ = problem.step(weights.theta, problem.fresh(key), clock, data, jnp.arange(4))
-        stepped.append(unroll.params)
-    assert_trees_close(*stepped, 1e-6)
-    assert optax.tree.norm(stepped[0]) > 0

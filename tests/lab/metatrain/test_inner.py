@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import TINY, TINY_CONFIG, assert_trees_close
+from helpers import TINY, TINY_CONFIG, assert_trees_close, random_theta
 
 import celo2_harness as c2
 from celo2_harness.blocks import in_eigenbasis
@@ -192,6 +192,20 @@ def test_steps_are_those_of_the_blocks(variant, normalization, widths, eigenbasi
         unrolls, ours, params, state, loss = both(unrolls, params, state, rows, jnp.array(t))
         np.testing.assert_allclose(ours, loss, rtol=1e-5)
         assert_trees_close(jax.tree.map(lambda x: x[1], unrolls.params), transposed(params), 1e-4)
+
+
+def test_a_rule_sees_the_fraction_of_its_unroll(key):
+    """After a quarter the channel is -1/2, a part of the bias."""
+    features = (*TINY_CONFIG.features, "training_fraction")
+    theta = random_theta(5, 2)
+    timed = problem_of(rule=dataclasses.replace(TINY_CONFIG, features=features))
+    at_quarter = theta._replace(w0=theta.w0[:4], b0=theta.b0 - 0.5 * theta.w0[4])
+    clock = Clock(jnp.array(5), jnp.array(20))
+    stepped = [
+        jax.jit(problem.step)(numbers, timed.fresh(key), clock, DATA, jnp.arange(4))[0].params
+        for problem, numbers in ((timed, theta), (problem_of(), at_quarter))
+    ]
+    assert_trees_close(*stepped, 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])

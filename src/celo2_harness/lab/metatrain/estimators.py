@@ -116,10 +116,13 @@ def bounded_loss(loss: Float[Array, "*n"], bound: float) -> Float[Array, "*n"]:
 
 
 def step_weight(config: Settings, clock: Clock) -> Float[Array, ""]:
-    """Returns w: 1 for the mean of an unroll; for its end, 1 / `last_part` in that last part of it and 0 before."""
+    """Returns w: 1 for the mean of an unroll; for its end, 1 / `last_part` in that last part of it and 0 before.
+
+    The last step always counts, however short the unroll is.
+    """
     if config.meta_loss == "mean":
         return jnp.ones_like(clock.step, jnp.float32)
-    return jnp.where(clock.step >= (1.0 - config.last_part) * clock.length, 1.0 / config.last_part, 0.0)
+    return jnp.where(clock.step + 1 > (1.0 - config.last_part) * clock.length, 1.0 / config.last_part, 0.0)
 
 
 def draw_perturbation(sigma: float, theta: Numbers, key: Array) -> Numbers:
