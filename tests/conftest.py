@@ -7,12 +7,14 @@ from pathlib import Path
 
 # Most of the time of the tests is compilation. Workers, processes that tests start, and later runs share what was
 # compiled; the folder may be deleted at any time.
-CACHE = {
+ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    # Decompositions of small matrices wait for each other's threads where workers share the cores, 100 times as long.
+    "OPENBLAS_NUM_THREADS": "1",
 }
-for variable, setting in CACHE.items():
+for variable, setting in ENVIRONMENT.items():
     os.environ.setdefault(variable, setting)
 
 import hypothesis  # noqa: E402
