@@ -32,7 +32,15 @@ jax.devices()
 
 
 # Models written with implicit rank promotion, which strict projects forbid.
-PROMOTING = {"lab", "test_examples.py", "test_docs.py", "test_convergence.py", "test_models.py", "test_plugins.py"}
+PROMOTING = {
+    "lab",
+    "test_benchmarks.py",
+    "test_convergence.py",
+    "test_docs.py",
+    "test_examples.py",
+    "test_models.py",
+    "test_plugins.py",
+}
 # Compared with numbers that optimised programs made, or measured: these compile as users do.
 OPTIMISED = {"rule", "velo", "bench", "sharding", "test_golden.py", "test_presets.py", "test_convergence.py"}
 

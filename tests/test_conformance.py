@@ -34,6 +34,8 @@ def preset(name, learning_rate=0.01, **options):
 TABLE = {
     "celo2_direction": c2.celo2_direction(TINY),
     "celo2_direction, bfloat16 state": c2.celo2_direction(TINY, state_dtype="bfloat16"),
+    "linear_direction": c2.linear_direction(),
+    "linear_direction, bfloat16 state": c2.linear_direction(total_steps=10, state_dtype="bfloat16"),
     "orthogonalize": c2.orthogonalize(),
     "normalize_rms per_step": c2.normalize_rms("per_step"),
     "normalize_rms rolling": c2.normalize_rms("rolling"),
@@ -55,6 +57,7 @@ TABLE = {
     ),
     "in_eigenbasis": c2.in_eigenbasis(c2.mix_momenta()),
     "in_eigenbasis, both sides, every second step": c2.in_eigenbasis(c2.mix_momenta(), sides="both", every=2),
+    "in_eigenbasis act, linear": c2.in_eigenbasis(c2.linear_direction(total_steps=10), mode="act"),
     "in_eigenbasis act": c2.in_eigenbasis(c2.celo2_direction(TINY), mode="act"),
     "add_decayed_weights": c2.add_decayed_weights(0.1),
     "add_decayed_weights scheduled": c2.add_decayed_weights(lambda count: 0.1 * count, "cautious"),
