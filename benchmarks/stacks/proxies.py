@@ -111,6 +111,7 @@ def main() -> int:
     parser.add_argument("--lengths", nargs="+", type=int, default=[100, 200, 400])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rates", nargs="+", choices=["own", "Muon's"], default=["own", "Muon's"])
     options = parser.parse_args()
     made, longest = structures(options.published), max(options.lengths)
     done = options.out.read_text().splitlines() if options.out.exists() else []
@@ -123,7 +124,8 @@ def main() -> int:
         by_structure: dict[str, list[tuple[Stack, dict[str, tuple[float, float]]]]] = {}
         for stack, own in rules():
             rates = {"own": own, "Muon's": MUON_RATES}
-            by_structure.setdefault(stack.structure, []).append((stack, rates))
+            chosen = {label: rates[label] for label in options.rates}
+            by_structure.setdefault(stack.structure, []).append((stack, chosen))
         for structure, stacks in by_structure.items():
             program = jax.jit(
                 jax.vmap(functools.partial(train_one, made[structure], model), in_axes=(None, None, 0)),
