@@ -24,6 +24,7 @@ from celo2_harness.blocks import (
     orthogonalize as orthogonalize,
     scale_by_celo2 as scale_by_celo2,
     scale_by_shape as scale_by_shape,
+    scale_by_width as scale_by_width,
 )
 from celo2_harness.harness import AdamW as AdamW, build as build, describe as describe
 from celo2_harness.routing import Rule as Rule, label_params as label_params, route as route
