@@ -1,7 +1,7 @@
 """Celo2, a learned optimizer, and the harness around it, as Optax building blocks.
 
 import celo2_harness
-tx = celo2_harness.build(preset="celo2_ortho", learning_rate=1e-3, total_steps=10_000)
+tx = celo2_harness.build(total_steps=10_000)
 """
 
 from celo2_harness import harness as harness, plugins as plugins, schedules as schedules
