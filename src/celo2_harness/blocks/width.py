@@ -1,4 +1,4 @@
-"""Scaling of normalised updates by the size of their matrix, so that a learning rate carries over from width to width."""
+"""Scaling of normalised updates by the size of their matrix: one learning rate from width to width."""
 
 from typing import Any
 
