@@ -69,19 +69,23 @@ def along(runs: Sequence[Record], model: str, text: str, value: Callable[[Record
     return {label: float(np.mean(values)) for label, values in found.items()}
 
 
+def final_loss(run: Record) -> float:
+    """The held-out loss at the end of a run."""
+    return run["loss"]
+
+
 def training_loss(run: Record) -> float:
     """The training loss over the last tenth of a run."""
     return run["training"][-1] if isinstance(run["training"], list) else run["training"]
 
 
 def proxies(runs: Sequence[Record], text: str, value: Callable[[Record], float], **of: Any) -> Values:
-    """The mean over the seeds of every rule in `proxies.py`; the best over rates where these are left open."""
-    cells: dict[str, dict[str, list[float]]] = {}
+    """The mean over the seeds of every rule in `proxies.py`."""
+    found: dict[str, list[float]] = {}
     for run in runs:
         if run["text"] == text and all(run[name] == wanted for name, wanted in of.items()):
-            label = RUN_LABELS.get(run["stack"], run["stack"])
-            cells.setdefault(label, {}).setdefault(run["rates"], []).append(value(run))
-    return {label: min(float(np.mean(values)) for values in rates.values()) for label, rates in cells.items()}
+            found.setdefault(RUN_LABELS.get(run["stack"], run["stack"]), []).append(value(run))
+    return {label: float(np.mean(values)) for label, values in found.items()}
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -105,12 +109,9 @@ def row(label: str, proxy: Values, target: Values, seed: int = 0) -> str:
 def main(folder: Path) -> int:
     """Prints the tables."""
     runs, tiny, mixtures = (read(folder / f"{name}.jsonl") for name in ("runs", "proxies", "mixtures"))
-    final = lambda run: run["loss"]
     phases = ("report", "selection")
     nano = mean_over_texts(lambda text: finals(runs, "nano", text, phases))
-    nano_64 = mean_over_texts(
-        lambda text: finals(runs, "nano-64", text, (*phases, "leave-one-out", "annealed raw"))
-    )
+    nano_64 = mean_over_texts(lambda text: finals(runs, "nano-64", text, (*phases, "leave-one-out", "annealed raw")))
     mixed = {m["stack"]: float(np.mean(list(m["loss"].values()))) for m in mixtures}
 
     def heading(title: str) -> None:
@@ -135,7 +136,7 @@ def main(folder: Path) -> int:
         **{f"after {100 * (k + 1)} of 1,000 steps": lambda run, k=k: run["curve"][k] for k in (0, 1, 2, 4, 7)},
         "mean of the curve": lambda run: float(np.mean(run["curve"])),
         "training loss, last tenth": training_loss,
-        "final": final,
+        "final": final_loss,
     }
     for model in ("nano", "nano-64"):
         for name, value in measures.items():
@@ -147,7 +148,8 @@ def main(folder: Path) -> int:
     heading("order on `nano-64`, 1,000 steps")
     for name, value in measures.items():
         if name != "final":
-            print(row(f"itself {name}", mean_over_texts(lambda text, v=value: along(runs, "nano-64", text, v)), nano_64))
+            values = mean_over_texts(lambda text, value=value: along(runs, "nano-64", text, value))
+            print(row(f"itself {name}", values, nano_64))
     tiny_rows(tiny, nano_64)
 
     heading("order of random mixtures on `nano-64`, 1,000 steps, one seed")
@@ -156,16 +158,17 @@ def main(folder: Path) -> int:
 
 
 def tiny_rows(tiny: Sequence[Record], target: Values) -> None:
-    """The rows of the tiny models."""
+    """The rows of the tiny models, and one of no model at all: whether a rule has high rates."""
+    rates = {RUN_LABELS.get(run["stack"], run["stack"]): -run["hidden_rate"] for run in tiny if run["rates"] == "own"}
+    print(row("no run: the higher its own hidden rate", rates, target))
     for model in dict.fromkeys(run["model"] for run in tiny):
         for steps in sorted({run["steps"] for run in tiny if run["model"] == model}):
             rates = {run["rates"] for run in tiny if run["model"] == model and run["steps"] == steps}
-            choices = [("own rates", {"rates": "own"}), ("Muon's rates", {"rates": "Muon's"}), ("better of both", {})]
-            for name, of in choices if len(rates) > 1 else choices[:1]:
+            for name in sorted(rates, reverse=True):
                 values = mean_over_texts(
-                    lambda text, of=of: proxies(tiny, text, lambda run: run["loss"], model=model, steps=steps, **of)  # noqa: B023
+                    lambda text, name=name: proxies(tiny, text, final_loss, model=model, steps=steps, rates=name)  # noqa: B023
                 )
-                if line := row(f"{model}, {steps} steps, {name}", values, target):
+                if line := row(f"{model}, {steps} steps, {name} rates", values, target):
                     print(line)
             values = mean_over_texts(
                 lambda text: proxies(tiny, text, training_loss, model=model, steps=steps, rates="own")  # noqa: B023
