@@ -109,13 +109,10 @@ class MetaTrainConfig:
                 raise ValueError(f"{name} = {value!r}, expected one of {', '.join(get_args(hint))}.")
         low, high = self.inner_learning_rates
         # Comparisons are written so that NaN fails them.
-        one_or_more = (
-            *("hidden", "batch", "tasks_per_set", "text_batch", "text_layers", "shortest_unroll", "truncation"),
-            "iterations",
-        )
+        counts = "hidden batch tasks_per_set text_batch text_layers shortest_unroll truncation iterations".split()
         zero_or_more = ("adam_factor", "outer_learning_rate", "outer_weight_decay", "text_tasks", "instances")
         expected = {
-            **{name: (getattr(self, name) >= 1, "at least 1") for name in one_or_more},
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
             **{name: (0 <= getattr(self, name) < float("inf"), "a finite number, at least 0") for name in zero_or_more},
             "text_width": (self.text_width >= 2 and self.text_width % 2 == 0, "an even number, at least 2"),
             "sigma": (0 < self.sigma < float("inf"), "above 0"),
