@@ -109,7 +109,7 @@ class MetaTrainConfig:
                 raise ValueError(f"{name} = {value!r}, expected one of {', '.join(get_args(hint))}.")
         low, high = self.inner_learning_rates
         # Comparisons are written so that NaN fails them.
-        counts = "hidden batch tasks_per_set text_batch text_layers shortest_unroll truncation iterations".split()
+        counts = ("hidden", "batch", "tasks_per_set", "text_batch", "text_layers", "shortest_unroll", "iterations")
         zero_or_more = ("adam_factor", "outer_learning_rate", "outer_weight_decay", "text_tasks", "instances")
         expected = {
             **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
