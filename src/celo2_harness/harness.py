@@ -58,7 +58,7 @@ ByRole = ScalarOrSchedule | Mapping[str, Any]
 
 
 def build(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     *,
@@ -89,7 +89,8 @@ def build(
 
     Args:
         preset: A name out of `presets()`, or a `Preset`.
-        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule,
+        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden
+            matrix, in `celo2` one of 128 x 128), or an Optax schedule,
             which is taken as it is (under `optax.inject_hyperparams` it arrives as a number, and is multiplied by
             `schedule` if `total_steps` is given). None: the preset's default.
         total_steps: The length of the run in steps, for the schedule. None: a number is a constant learning rate. VeLO
@@ -137,7 +138,7 @@ def build(
         TypeError: An argument of the wrong type.
 
     Example:
-        >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)
+        >>> tx = build(total_steps=1000, weight_decay=0.1)
         >>> params = {"layer": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
         >>> updates, state = tx.update(params, tx.init(params), params)
         >>> jax.tree.map(jnp.shape, updates)
@@ -178,7 +179,7 @@ def build(
     return _explained(plan.preset.name, tx)
 
 
-def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: Any) -> str:
+def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -> str:
     """What `build` would do with every leaf, as a printable table.
 
     Args:
@@ -209,7 +210,7 @@ def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: 
 
 @_checked
 def learning_rate_schedule(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     schedule: str = "warmup_cosine",
