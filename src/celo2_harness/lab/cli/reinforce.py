@@ -23,6 +23,7 @@ from celo2_harness.lab.training.display import Display
 from celo2_harness.lab.training.folder import read_header
 from celo2_harness.lab.training.interrupt import StopSignals
 from celo2_harness.lab.training.optimizers import preset_spec
+from celo2_harness.lab.training.reading import read
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,7 @@ def defaults(config: Config) -> Config:
     """Returns the options that hold where none is given: those that a run was started with when it is resumed."""
     if not config.resume:
         return Config()
-    options = dict(read_header(_folder(config))["options"])
-    with input_errors():
-        ppo = PPOConfig(**options.pop("ppo"))
-        return dataclasses.replace(Config(**options), ppo=ppo)
+    return read(Config, read_header(_folder(config))["options"], "options")
 
 
 def run(config: Config) -> int:
