@@ -5,8 +5,8 @@ import subprocess
 import zlib
 from pathlib import Path
 
-# Tests are the files of tests/ and the examples in docstrings of src/. Most of their time is compilation. Workers, processes that tests start, and later runs share what was
-# compiled; the folder may be deleted at any time.
+# Tests are the files of tests/ and the examples in docstrings of src/. Most of their time is compilation. Workers,
+# processes that tests start, and later runs share what was compiled; the folder may be deleted at any time.
 ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",

@@ -114,7 +114,7 @@ def require_like_params(owner: str, updates: PyTree, params: PyTree) -> None:
         params: The parameters.
 
     Raises:
-        ValueError: A leaf that only one of the trees has, or one of another shape; the message names it.
+        ValueError: If only one of the trees has a leaf, or it has another shape; the message names it.
     """
     same = jax.tree.structure(updates) == jax.tree.structure(params)
     if same and [jnp.shape(x) for x in jax.tree.leaves(updates)] == [jnp.shape(x) for x in jax.tree.leaves(params)]:

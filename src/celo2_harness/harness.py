@@ -131,10 +131,10 @@ def build(
         their gradients are not looked at.
 
     Raises:
-        ValueError: A value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded;
-            in `init` and `update`, a leaf to train that is no floating-point array, updates or a state of other
-            parameters.
-        TypeError: An argument of the wrong type.
+        ValueError: If a value is out of range, a name is unknown (the nearest one is suggested), or weights cannot be
+            loaded; in `init` and `update`, if a leaf to train is no floating-point array, or updates or a state are of
+            other parameters.
+        TypeError: If an argument is of the wrong type.
 
     Example:
         >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)

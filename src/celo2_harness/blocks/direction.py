@@ -110,9 +110,9 @@ def celo2_direction(
         zero gets direction zero. NaN entries of gradients count as zero, infinite ones as +-1000.
 
     Raises:
-        WeightsError: The weights cannot be loaded.
-        ValueError: Unknown `state_dtype` or `kernel`; in `update`, when `params` is None or another tree than the
-            updates; in `init` and `update`, when a view does not fit its leaf.
+        WeightsError: If the weights cannot be loaded.
+        ValueError: If `state_dtype` or `kernel` is unknown; in `update`, if `params` is None or another tree than the
+            updates; in `init` and `update`, if a view does not fit its leaf.
 
     Example:
         >>> from celo2_harness import normalize_rms

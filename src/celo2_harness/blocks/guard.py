@@ -51,7 +51,7 @@ def guard_updates(
         `nonfinite_count` and `spike_count` can be read from it with `optax.tree.get`.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = guard_updates(optax.adam(1e-3))

@@ -33,7 +33,7 @@ def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbe
         One view per leaf, in the order of `jax.tree.leaves`.
 
     Raises:
-        ValueError: A leaf has no entry, or one that does not fit its shape.
+        ValueError: If a leaf has no entry, or one that does not fit its shape.
 
     Example:
         >>> views = matrix_views({"conv": jnp.ones((3, 3, 4, 8))}, MuonDimensionNumbers((0, 1, 2), (3,)))
@@ -130,7 +130,7 @@ def leaf_shardings(updates: Params, shardings: LeafShardings) -> list[NamedShard
     """The sharding of every leaf of `updates`, in the order of `jax.tree.leaves`; None without any.
 
     Raises:
-        ValueError: A leaf has none, or one that does not fit its shape.
+        ValueError: If a leaf has none, or one that does not fit its shape.
     """
     if shardings is None:
         return None

@@ -35,7 +35,7 @@ class Leaf:
         shape: The array's shape.
         dtype: The array's dtype; None for a Python number.
         stack: The axes along which layers are stacked.
-        layer: What the class of its layer says.
+        layer: The facts that the class of its layer states.
         bias: Shape of one layer's bias, if this is a weight that has one. The gain of a weight-normed kernel counts.
         weight: Shape of one layer's weight, if this is a bias.
         mate: The shape of the attention block's output kernel for a query, key or value kernel, and the reverse.

@@ -32,7 +32,7 @@ class Rule:
     A rule applies where its `pattern` is found in the path (`re.search`) and its `when` is true; either may be missing.
 
     Args:
-        name: What the report prints for leaves this rule decided.
+        name: The name that the report prints for leaves that this rule decided.
         label: One of `LABELS`.
         pattern: A regular expression searched in the path, such as "lora" or "^decoder/.*kernel$".
         when: A function of the `Leaf`.

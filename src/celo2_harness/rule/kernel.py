@@ -43,7 +43,7 @@ def network_in_tiles(
         interpret: Run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
 
     Returns:
-        float32 array of the viewed shape.
+        The direction, a float32 array of the viewed shape.
 
     References:
         arXiv 2602.19142, section 3.

@@ -62,9 +62,9 @@ def velo(
         beyond +-1000 as +-1000. A loss that is not finite counts as twice the largest running mean of the losses.
 
     Raises:
-        WeightsError: The weights cannot be loaded.
-        ValueError: `num_steps` is no whole number above 0; unknown `state_dtype` or `kernel`; in `update`, without
-            `params` or `value`, or where `value` is no scalar.
+        WeightsError: If the weights cannot be loaded.
+        ValueError: If `num_steps` is no whole number above 0, or `state_dtype` or `kernel` is unknown; in `update`,
+            without `params` or `value`, or if `value` is no scalar.
 
     Example:
         >>> from celo2_harness.velo import VELO_S, VeloWeights, init_theta

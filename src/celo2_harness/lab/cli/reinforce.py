@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.errors import check_range, input_errors
 from celo2_harness.lab.reinforce import (
     NATURE_CONVOLUTIONS,
     ActorCriticConfig,
@@ -124,8 +124,7 @@ def train(config: Config, folder: Path, **callbacks: Callable[..., Any]) -> Rein
         weights=config.weights,
         **rest,
     )
-    if config.hidden < 1:
-        raise InputError(f"hidden = {config.hidden}: expected at least 1")
+    check_range(1, hidden=config.hidden)
     with input_errors():
         environments = make_environments(config.game, config.ppo.environments)
     # Only pictures of some size have something to convolve.

@@ -58,7 +58,7 @@ class TaskState(NamedTuple):
 
     Attributes:
         unrolls: The unrolls of the antithetic pair, with the sign as first axis.
-        clock: Where they stand.
+        clock: The step at which each of them is.
         xi: The sum of perturbations since they began.
     """
 

@@ -108,7 +108,7 @@ def tasks_gradient(
         groups: The tasks.
         theta: The current rule.
         state: The state of all tasks, from `init_tasks` or this function.
-        data: What the problems sample from.
+        data: The data that the problems sample from.
         key: The randomness of this iteration; task k draws from fold_in(key, k), wherever it runs.
         mesh: The devices to spread the tasks of each group over; None for no spreading.
 

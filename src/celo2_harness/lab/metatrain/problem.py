@@ -51,7 +51,7 @@ class TaskGroup(NamedTuple):
     """Tasks of one inner problem, hence of equal shapes: they run as one vectorised program.
 
     Attributes:
-        problem: What they train.
+        problem: The inner problem that they train.
         tasks: A number per task, its own in all groups; its randomness depends on it, and on no other task.
         sets: The data set of each task.
         part: The name of the part of the data that the problem samples from; None for all of it.

@@ -49,8 +49,8 @@ def run_metatrain(
         checkpoint_every: The number of iterations between checkpoints.
         log_every: The number of iterations between lines of metrics.
         mesh: The devices that the tasks are spread over, from `task_mesh`; their number divides that of the tasks.
-        evaluation: How thetas are scored along the way.
-        options: What the caller wants to find again with `read_header`. It is never compared.
+        evaluation: The evaluation that scores thetas along the way.
+        options: Facts that `read_header` finds again. They are never compared.
         should_stop: Asked after every iteration; once it says yes, a checkpoint is saved and the run returns.
         on_start: Called with the iteration that the run starts from.
         on_progress: Called after every iteration and every evaluation.

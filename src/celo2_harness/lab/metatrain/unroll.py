@@ -54,7 +54,7 @@ def new_unroll(
 
     Args:
         config: The recipe.
-        layout: How the rule may treat each parameter.
+        layout: The ways in which the rule may treat each parameter.
         init: A function from a key to parameters.
         key: The randomness of the task.
 
@@ -90,7 +90,7 @@ def training_step(
         layout: As in `new_unroll`.
         theta: The numbers of the rule.
         state: The unroll before the step.
-        clock: Where the unroll stands.
+        clock: The step at which the unroll is.
         loss_fn: The training loss of the step's batch.
 
     Returns:

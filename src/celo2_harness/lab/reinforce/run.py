@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.reinforce.actor_critic import ActorCriticConfig
 from celo2_harness.lab.reinforce.environments import Environments
 from celo2_harness.lab.reinforce.loop import PPOUpdate, init_agent, train_agent
@@ -35,11 +35,8 @@ class ReinforceConfig:
     checkpoint_every: int = 20
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed}: expected a number from 0 to {2**32 - 1}")
+        check_range(1, steps=self.steps, checkpoint_every=self.checkpoint_every)
+        check_range(0, 2**32 - 1, seed=self.seed)
 
 
 class ReinforceResult(NamedTuple):

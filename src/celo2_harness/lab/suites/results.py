@@ -27,7 +27,7 @@ class Row:
         runs: The runs of that trial that are shown.
         trials: The number of pairs of learning rate and weight decay that were tried.
         incomplete: The number of trials that have fewer seeds than others, and therefore cannot be chosen.
-        failures: How many of all its runs ended each way in `FAILURES`.
+        failures: The number of its runs that ended in each of the ways in `FAILURES`.
     """
 
     name: str
@@ -80,7 +80,7 @@ class TaskResults:
     """The runs of one task.
 
     Attributes:
-        title: What to call the task.
+        title: The name of the task in titles.
         records: The runs, each with the label of its row for a name.
         rows: One row for each optimizer, in the order in which they first ran.
     """

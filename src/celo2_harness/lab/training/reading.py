@@ -25,7 +25,7 @@ def read(kind: type[T], value: Any, where: str = "") -> T:
         kind: The dataclass. Its fields may be text, bool, int, float, Path, Literal, tuple, Mapping, Any, another
             dataclass, or one of several of these.
         value: The table.
-        where: Where it stands, for messages.
+        where: The place of the table, for messages.
 
     Returns:
         The dataclass.
