@@ -40,7 +40,7 @@ def tree_bytes(tree: PyTree, shardings: PyTree = None) -> int:
 
 
 def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:
-    """Whether a value is a function and not a tree that can be called, as an Equinox module of labels can.
+    """Returns whether a value is a function and not a tree that can be called, as an Equinox module of labels can.
 
     >>> is_function(len), is_function({"layer": len})
     (True, False)

@@ -179,7 +179,7 @@ def build(
 
 
 def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: Any) -> str:
-    """What `build` would do with every leaf, as a printable table.
+    """Returns a printable table of what `build` would do with every leaf.
 
     Args:
         params: A parameter tree; shapes are enough (`jax.eval_shape`).
@@ -397,7 +397,7 @@ class _Plan:
         return routes
 
     def key(self, route: routing.Route) -> str:
-        """Which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
+        """Returns which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
         group = group_of(route)
         apart = [name for name in (route.role, route.label) if name in self.rest]
         return apart[0] if group == "rest" and apart else group

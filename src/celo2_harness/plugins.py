@@ -28,7 +28,7 @@ def plugin_names(kind: str) -> tuple[str, ...]:
 
 
 def load_plugin(kind: str, name: str, expected: type[Value]) -> Value | None:
-    """What an installed package adds under a name, imported now.
+    """Imports and returns what an installed package adds under a name.
 
     Args:
         kind: "presets" or "tasks".

@@ -42,7 +42,7 @@ _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """What the optimizer of one role differs in from the rest of its preset; None stands for no difference.
+    """The settings in which one role differs from the rest of its preset; None stands for no difference.
 
     Attributes:
         learning_rate_factor: Learning rate over that of hidden matrices, a number or a schedule.
@@ -68,7 +68,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the direction of a preset may depend on.
+    """The arguments of a preset's direction.
 
     Attributes:
         weights: The learned rule; None in presets that have none.

@@ -51,7 +51,7 @@ _batch_direction = jax.jit(batch_direction, static_argnums=(1, 2, 6))
 
 
 def _column_parts(view: MatrixView, place: NamedSharding | None) -> int:
-    """How many devices split the last axis of the view."""
+    """Returns how many devices split the last axis of the view."""
     return 1 if place is None else math.prod(place.mesh.shape[name] for name in viewed_axes(view, place)[-1])
 
 

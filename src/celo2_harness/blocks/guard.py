@@ -116,7 +116,7 @@ def guard_updates(
 
 
 def _reads(apply: Any, updates: Updates, inner_state: optax.OptState) -> tuple[list[bool], Any]:
-    """Which leaves of the updates the inner optimizer looks at, and the shapes of the updates that it returns.
+    """Returns which leaves of the updates the inner optimizer looks at, and the shapes of the updates that it returns.
 
     What it does not look at, as the gradients of frozen leaves, cannot make a step bad.
     """

@@ -22,7 +22,7 @@ LeafShardings = Any | Callable[[Updates], Any] | None
 
 
 def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers) -> list[MatrixView]:
-    """How every leaf is seen as matrices; here Optax's `MuonDimensionNumbers` become `MatrixView`s.
+    """Returns the matrices that every leaf is seen as; here Optax's `MuonDimensionNumbers` become `MatrixView`s.
 
     Args:
         updates: A tree of updates or parameters; only shapes are read.
@@ -184,6 +184,6 @@ def viewed_axes(view: MatrixView, place: NamedSharding) -> list[tuple[str, ...]]
 
 
 def explicitly_split(x: Any) -> bool:
-    """Whether the type of an array says that it is split over the devices of a mesh with explicit axes."""
+    """Returns whether the type of an array says that it is split over the devices of a mesh with explicit axes."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     return sharding is not None and any(name is not None for name in sharding.spec)

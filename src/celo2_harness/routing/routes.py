@@ -19,7 +19,7 @@ from celo2_harness.rule import MatrixView
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Where one leaf goes, and why.
+    """The place of one leaf in an optimizer, and the rule that decided.
 
     A route is a leaf of a tree, not a node.
 

@@ -32,7 +32,7 @@ def network_in_tiles(
     *,
     interpret: bool | None = None,
 ) -> Float[Array, "..."]:
-    """What `network.network` computes, as one kernel (Triton on GPUs).
+    """Evaluates `network.network` as one kernel (Triton on GPUs).
 
     Args:
         view: The leaf's view. Axes that no power of two divides get tiles of length one there: right, but slow.

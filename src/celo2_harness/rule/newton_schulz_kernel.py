@@ -25,7 +25,7 @@ def newton_schulz_in_registers(
     *,
     interpret: bool | None = None,
 ) -> Float[Array, "rows columns"]:
-    """What `newton_schulz` computes in float32, for one small matrix; batches by `jax.vmap`.
+    """Computes `newton_schulz` in float32 for one small matrix; batches by `jax.vmap`.
 
     Args:
         x: A float32 matrix of at most `LARGEST` rows and columns.

@@ -103,6 +103,6 @@ def _folder(config: Config) -> Path:
 
 
 def _options(config: Config) -> dict[str, Any]:
-    """What `defaults` finds again, with paths in full, because a run may be resumed from another folder."""
+    """Returns what `defaults` finds again, with paths in full, because a run may be resumed from another folder."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "resume")}
     return options | {"text": None if config.text is None else str(config.text.absolute())}

@@ -54,7 +54,7 @@ class Settings(Protocol):
 
 
 class TaskState(NamedTuple):
-    """What a task keeps from one outer iteration to the next; estimators that always start afresh keep None.
+    """The state of a task from one outer iteration to the next; estimators that always start afresh keep None.
 
     Attributes:
         unrolls: The unrolls of the antithetic pair, with the sign as first axis.
@@ -68,7 +68,7 @@ class TaskState(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What an outer iteration of one task gives.
+    """The result of an outer iteration of one task.
 
     Attributes:
         gradient: The estimate of the meta-gradient.

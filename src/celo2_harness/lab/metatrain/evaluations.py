@@ -16,7 +16,7 @@ WEIGHTS_FILE = "weights.celo2"
 
 
 class Evaluation(NamedTuple):
-    """How a run scores its thetas.
+    """The way in which a run scores its thetas.
 
     Attributes:
         every: The number of iterations between evaluations; the start and the end are always among them.

@@ -21,7 +21,7 @@ TASK_AXIS = "tasks"
 
 
 class InnerData(NamedTuple):
-    """What the tasks of a run sample from.
+    """The arrays that the tasks of a run sample from.
 
     Attributes:
         images: The image sets.
@@ -33,7 +33,7 @@ class InnerData(NamedTuple):
 
 
 class TasksMetrics(NamedTuple):
-    """What an outer iteration says of its tasks.
+    """Metrics of the tasks in an outer iteration.
 
     Attributes:
         meta_loss: The mean meta-loss of each data set.

@@ -16,7 +16,7 @@ AnyWeights = Weights | VeloWeights
 
 
 class InnerLeaf(NamedTuple):
-    """How a rule may treat a parameter of an inner network.
+    """The ways in which a rule may treat a parameter of an inner network.
 
     Attributes:
         view: The matrix or vector that the leaf is seen as.
@@ -28,7 +28,7 @@ class InnerLeaf(NamedTuple):
 
 
 class InnerStep(NamedTuple):
-    """What a rule may look at in a step of an unroll, beside the parameters and its own state.
+    """The inputs of a rule in a step of an unroll, beside the parameters and its own state.
 
     Attributes:
         layout: The ways in which each parameter may be treated.

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Clock(NamedTuple):
-    """Where an unroll stands; an antithetic pair shares it.
+    """The position of an unroll in its course; an antithetic pair shares it.
 
     Attributes:
         step: The number of steps done.

@@ -113,7 +113,7 @@ def run_metatrain(
 
 
 def _facts(run: RunFolder, state: MetaTrainState) -> dict[str, Any]:
-    """What the weights of a state say of where they come from."""
+    """Returns what the weights of a state say of where they come from."""
     settings = {name: value for name, value in run.header["settings"].items() if name != "evaluation"}
     lines = {kind: [line for line in run.lines if line["kind"] == kind] for kind in ("progress", "digest")}
     digests = [{"iteration": line["step"], "sha256": line["theta_sha256"]} for line in lines["digest"]]

@@ -22,7 +22,7 @@ LAST_EPISODES = 100
 
 @dataclasses.dataclass(frozen=True)
 class ReinforceConfig:
-    """How long a run is and when it is saved.
+    """The length and the intervals of a run.
 
     Attributes:
         steps: The number of agent steps, over all copies of the game; rounded up to whole updates.
@@ -40,7 +40,7 @@ class ReinforceConfig:
 
 
 class ReinforceResult(NamedTuple):
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         status: "finished", "diverged" (the loss became NaN or infinite), or "interrupted" (saved and stopped).

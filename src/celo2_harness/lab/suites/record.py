@@ -190,7 +190,7 @@ _CURVES = {
 
 
 def _losses(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the metrics of a training run say."""
+    """Returns what the metrics of a training run say."""
 
     def values(measure: str, decimals: int) -> list[tuple[int, float | None]]:
         found = [(line["step"], line[measure]) for line in lines if measure in line]

@@ -18,7 +18,7 @@ _SEARCHED = ("learning_rate", "weight_decay", "total_steps")
 
 @dataclass(frozen=True)
 class Row:
-    """What a table shows of one optimizer, at its best trial.
+    """A row of a table: one optimizer at its best trial.
 
     Attributes:
         name: The optimizer.
@@ -229,7 +229,7 @@ def _task_settings(record: Record) -> dict[str, Any]:
 
 
 def _optimizer(record: Record) -> dict[str, Any]:
-    """What makes the optimizer of a record, but for the search."""
+    """Returns what makes the optimizer of a record, but for the search."""
     settings = record.settings["optimizer"]
     return {"name": record.name} | {name: value for name, value in settings.items() if name not in _SEARCHED}
 

@@ -25,7 +25,7 @@ _WAIT_SECONDS = 0.5
 
 
 class SuiteState(NamedTuple):
-    """How far a suite is.
+    """The progress of a suite.
 
     Attributes:
         runs: The number of runs that are done.

@@ -136,7 +136,7 @@ class SuiteOptimizer:
 
 @dataclass(frozen=True)
 class Suite:
-    """What an evaluation runs.
+    """The tasks, optimizers and search of an evaluation.
 
     Attributes:
         name: The name of the suite.

@@ -27,7 +27,7 @@ from celo2_harness.lab.tasks.images import (
 
 
 class Objective(NamedTuple):
-    """What a model on images is asked for.
+    """The loss of a model on images, and its unit.
 
     Attributes:
         loss: (logits, images as stored, labels) -> the mean loss.

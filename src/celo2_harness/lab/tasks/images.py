@@ -41,7 +41,7 @@ class ImageBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What the images of a task look like.
+    """The size, colours and classes of images.
 
     Attributes:
         height: The number of rows of pixels.

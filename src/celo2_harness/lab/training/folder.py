@@ -40,7 +40,7 @@ Status = Literal["finished", "diverged", "interrupted"]
 
 
 class Progress(NamedTuple):
-    """What a run of any kind says after a step.
+    """The report of a run of any kind after a step.
 
     Attributes:
         step: The number of steps taken. The same unit counts in metrics and checkpoints.

@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is known after a training step.
+    """The state and the measures after a training step.
 
     Attributes:
         state: The state after the step. Its arrays are given away to the next step: use them before iterating on.

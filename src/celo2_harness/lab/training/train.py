@@ -27,7 +27,7 @@ CURVE = "curve.png"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long a training run is, and when it writes down what.
+    """The length and the intervals of a training run.
 
     Attributes:
         steps: The number of training steps.
@@ -50,7 +50,7 @@ class TrainConfig:
 
 
 class TrainResult(NamedTuple):
-    """How a training run ended.
+    """The end of a training run.
 
     Attributes:
         status: "finished", "diverged" (the held-out loss became NaN or infinite), or "interrupted" (saved and stopped).
