@@ -65,6 +65,14 @@ def test_the_ablation_without_adamw(monkeypatch):
         assert np.sqrt(np.mean(np.square(update))) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_the_bundled_linear_rule_is_what_was_searched(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.stacks.linear_weights import searched_weights
+
+    bundled, made = load_weights("celo2_linear"), searched_weights()
+    assert bundled == made and bundled.provenance == made.provenance
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 def test_no_memory_is_kept_over_20000_steps():

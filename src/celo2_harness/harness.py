@@ -41,7 +41,7 @@ from celo2_harness.rule import resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
-from celo2_harness.weights import Weights
+from celo2_harness.weights import LinearWeights, Weights
 
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
 STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "sharding", "weight_dimension_numbers")
@@ -58,7 +58,7 @@ ByRole = ScalarOrSchedule | Mapping[str, Any]
 
 
 def build(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     *,
@@ -67,7 +67,7 @@ def build(
     weight_decay_mode: Mode = "decoupled",
     schedule: str = "warmup_cosine",
     warmup: Any = 0.05,
-    weights: Weights | VeloWeights | str | None = None,
+    weights: Weights | LinearWeights | VeloWeights | str | None = None,
     rest_learning_rate_factor: ByRole | None = None,
     rest: Mapping[str, AdamW] | None = None,
     rules: Sequence[RuleLike] = (),
@@ -89,7 +89,8 @@ def build(
 
     Args:
         preset: A name out of `presets()`, or a `Preset`.
-        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule,
+        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden
+            matrix, in `celo2` one of 128 x 128), or an Optax schedule,
             which is taken as it is (under `optax.inject_hyperparams` it arrives as a number, and is multiplied by
             `schedule` if `total_steps` is given). None: the preset's default.
         total_steps: The length of the run in steps, for the schedule. None: a number is a constant learning rate. VeLO
@@ -103,8 +104,8 @@ def build(
             `add_decayed_weights`.
         schedule: The name of a schedule out of `celo2_harness.schedules.SCHEDULES`. VeLO keeps its own time instead.
         warmup: Warm-up of the schedule: a fraction of the run if below one, else steps.
-        weights: The learned rule: `Weights`, or what `load_weights` takes (of VeLO, `VeloWeights`, or what
-            `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
+        weights: The learned rule: `Weights` or `LinearWeights`, or what `load_weights` takes (of VeLO, `VeloWeights`,
+            or what `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
         rest_learning_rate_factor: Learning rate of the rest over that of hidden matrices; or a mapping from roles to
             factors. None: the preset's.
         rest: A mapping from roles to `AdamW(learning_rate_factor, b1, b2, weight_decay)`, for what a role has apart
@@ -137,7 +138,7 @@ def build(
         TypeError: If an argument is of the wrong type.
 
     Example:
-        >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)
+        >>> tx = build(total_steps=1000, weight_decay=0.1)
         >>> params = {"layer": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
         >>> updates, state = tx.update(params, tx.init(params), params)
         >>> jax.tree.map(jnp.shape, updates)
@@ -178,7 +179,7 @@ def build(
     return _explained(plan.preset.name, tx)
 
 
-def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: Any) -> str:
+def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -> str:
     """Returns a printable table of what `build` would do with every leaf.
 
     Args:
@@ -209,7 +210,7 @@ def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: 
 
 @_checked
 def learning_rate_schedule(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     schedule: str = "warmup_cosine",
@@ -272,7 +273,7 @@ def _plan(
     weight_decay_mode: str,
     schedule: str,
     warmup: Any,
-    weights: Weights | VeloWeights | str | None,
+    weights: Weights | LinearWeights | VeloWeights | str | None,
     rest_learning_rate_factor: ByRole | None,
     rest: Mapping[str, AdamW] | None,
     rules: Sequence[RuleLike],

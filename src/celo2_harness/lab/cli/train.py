@@ -23,7 +23,7 @@ class Config(GPTOptions):
     Metrics, a picture of the loss and checkpoints go to a folder. Ctrl-C saves and stops; --resume goes on.
     """
 
-    preset: str = "celo2_ortho"
+    preset: str = "celo2"
     """Optimizer; `celo2 presets` lists them."""
     learning_rate: float | None = None
     """Peak learning rate; by default the preset's."""
