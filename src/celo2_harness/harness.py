@@ -37,7 +37,7 @@ from celo2_harness.presets import (
     register_preset as register_preset,
 )
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import resolve_kernel, resolve_state_dtype
+from celo2_harness.rule import resolve_kernel, resolve_state_dtype, sees_training_fraction
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
@@ -287,7 +287,9 @@ def _plan(
     """The arguments of `build` and `describe`, checked and resolved."""
     recipe = find_preset(preset)
     rate = _learning_rate(recipe, learning_rate, total_steps, schedule, warmup)
-    if recipe.needs_num_steps and total_steps is None:
+    loaded = preset_weights(recipe, weights)
+    needs_num_steps = recipe.needs_num_steps or isinstance(loaded, Weights) and sees_training_fraction(loaded.config)
+    if needs_num_steps and total_steps is None:
         raise ValueError(f"preset {recipe.name}: total_steps is missing; the rule needs the length of the run.")
     decays = _by_role("weight_decay", weight_decay, "hidden")
     factor = {} if rest_learning_rate_factor is None else rest_learning_rate_factor
@@ -306,7 +308,7 @@ def _plan(
         rest=_rest_terms(recipe, factors, decays, number("rest_weight_decay", rest_weight_decay), asked),
         weight_decay_mode=choose(weight_decay_mode, {mode: mode for mode in get_args(Mode)}, "weight_decay_mode"),
         settings=Settings(
-            weights=preset_weights(recipe, weights),
+            weights=loaded,
             state_dtype=resolve_state_dtype(state_dtype),
             kernel=resolve_kernel(kernel),
             total_steps=None if total_steps is None else run_length(total_steps),

@@ -153,6 +153,7 @@ def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformat
         state_dtype=settings.state_dtype,
         kernel=settings.kernel,
         sharding=settings.sharding,
+        total_steps=settings.total_steps,
     )
 
 
@@ -210,6 +211,7 @@ def _celo2_in_eigenbasis(settings: Settings) -> optax.GradientTransformation:
             state_dtype=dtype,
             kernel=settings.kernel,
             sharding=settings.sharding,
+            total_steps=settings.total_steps,
         )
     return _in_eigenbasis(direction, "act", settings)
 
