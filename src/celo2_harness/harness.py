@@ -37,7 +37,7 @@ from celo2_harness.presets import (
     register_preset as register_preset,
 )
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import resolve_kernel, resolve_state_dtype
+from celo2_harness.rule import resolve_kernel, resolve_state_dtype, sees_training_fraction
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
@@ -132,10 +132,10 @@ def build(
         their gradients are not looked at.
 
     Raises:
-        ValueError: A value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded;
-            in `init` and `update`, a leaf to train that is no floating-point array, updates or a state of other
-            parameters.
-        TypeError: An argument of the wrong type.
+        ValueError: If a value is out of range, a name is unknown (the nearest one is suggested), or weights cannot be
+            loaded; in `init` and `update`, if a leaf to train is no floating-point array, or updates or a state are of
+            other parameters.
+        TypeError: If an argument is of the wrong type.
 
     Example:
         >>> tx = build(total_steps=1000, weight_decay=0.1)
@@ -180,7 +180,7 @@ def build(
 
 
 def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -> str:
-    """What `build` would do with every leaf, as a printable table.
+    """Returns a printable table of what `build` would do with every leaf.
 
     Args:
         params: A parameter tree; shapes are enough (`jax.eval_shape`).
@@ -287,7 +287,9 @@ def _plan(
     """The arguments of `build` and `describe`, checked and resolved."""
     recipe = find_preset(preset)
     rate = _learning_rate(recipe, learning_rate, total_steps, schedule, warmup)
-    if recipe.needs_num_steps and total_steps is None:
+    loaded = preset_weights(recipe, weights)
+    needs_num_steps = recipe.needs_num_steps or isinstance(loaded, Weights) and sees_training_fraction(loaded.config)
+    if needs_num_steps and total_steps is None:
         raise ValueError(f"preset {recipe.name}: total_steps is missing; the rule needs the length of the run.")
     decays = _by_role("weight_decay", weight_decay, "hidden")
     factor = {} if rest_learning_rate_factor is None else rest_learning_rate_factor
@@ -306,7 +308,7 @@ def _plan(
         rest=_rest_terms(recipe, factors, decays, number("rest_weight_decay", rest_weight_decay), asked),
         weight_decay_mode=choose(weight_decay_mode, {mode: mode for mode in get_args(Mode)}, "weight_decay_mode"),
         settings=Settings(
-            weights=preset_weights(recipe, weights),
+            weights=loaded,
             state_dtype=resolve_state_dtype(state_dtype),
             kernel=resolve_kernel(kernel),
             total_steps=None if total_steps is None else run_length(total_steps),
@@ -398,7 +400,7 @@ class _Plan:
         return routes
 
     def key(self, route: routing.Route) -> str:
-        """Which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
+        """Returns which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
         group = group_of(route)
         apart = [name for name in (route.role, route.label) if name in self.rest]
         return apart[0] if group == "rest" and apart else group
