@@ -25,7 +25,7 @@ _WAIT_SECONDS = 0.5
 
 
 class SuiteState(NamedTuple):
-    """How far a suite is.
+    """The progress of a suite.
 
     Attributes:
         runs: The number of runs that are done.
@@ -84,7 +84,7 @@ def run_suite(
         folder: The folder. It is made if missing.
         make_task: Makes a task of the suite.
         make_spec: Makes an optimizer of the suite at a learning rate and a weight decay, for a number of steps.
-        only: What to run; the rest is left out. See `grids`.
+        only: A pattern of what to run; see `grids`.
         retry_failed: Whether to do runs again that are in the folder and failed.
         should_stop: Asked after every step; once it says yes, the current run is saved, if it can be, and given up.
         on_state: Called before every run, and while waiting for other processes.

@@ -34,13 +34,13 @@ class TrainState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is known after a training step.
+    """The state and the measures after a training step.
 
     Attributes:
         state: The state after the step. Its arrays are given away to the next step: use them before iterating on.
         loss: The training loss of this step's batch, before the update; None at step 0. Reading it waits for the step.
         validation_loss: The loss on the held-out examples; None where the step is not one for evaluation.
-        seconds: How long the step took; None while compiling, and where it cannot be told.
+        seconds: The time that the step took; None while compiling, and where it cannot be told.
     """
 
     state: TrainState
@@ -131,7 +131,7 @@ def train_steps(
     Args:
         task: The task.
         tx: The optimizer.
-        state: Where to start; its arrays are given away.
+        state: The state to start from; its arrays are given away.
         steps: The total number of steps, those already taken included.
         seed: The seed of the batches.
         eval_every: The number of steps between evaluations.
