@@ -106,6 +106,13 @@ def test_the_score_is_that_of_a_training_run():
         evaluation.score(weights)
 
 
+def test_the_score_is_that_of_the_stack_that_the_rule_is_for():
+    from celo2_harness.lab.metatrain.language_score import language_evaluation
+
+    for eigenbasis, preset in ((False, "celo2_ortho"), (True, "celo2")):
+        assert language_evaluation(MetaTrainConfig(eigenbasis=eigenbasis), every=1).settings["preset"] == preset
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

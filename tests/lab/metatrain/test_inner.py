@@ -246,6 +246,7 @@ def test_networks_share_the_tasks_of_every_set():
         ({"sigma": float("nan")}, "sigma = nan"),
         ({"augmentation": 0.5}, "augmentation = 0.5, expected at least 1"),
         ({"last_part": 0.0}, "last_part = 0.0"),
+        ({"variant": "base", "eigenbasis": True}, "eigenbasis = True, expected False in other variants than ortho"),
         ({"reference": "muon"}, "reference = muon, expected none, or at least one of instances"),
         ({"inner_learning_rates": (0.1, 0.01)}, "inner_learning_rates = .* in order"),
         ({"longest_unroll": 50}, "longest_unroll = 50, expected at least shortest_unroll = 100"),

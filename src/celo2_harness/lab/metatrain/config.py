@@ -20,12 +20,12 @@ class MetaTrainConfig:
 
     Attributes:
         variant: "ortho" (matrices follow the learned rule and Newton-Schulz, biases Adam), "base" (everything follows
-            the learned rule), or "velo_s" (everything follows a small VeLO, for which `rule`, `hidden`, `eigenbasis`,
-            `adam_factor` and the inner step sizes and schedules do not count).
+            the learned rule), or "velo_s" (everything follows a small VeLO, for which `rule`, `hidden`, `adam_factor`
+            and the inner step sizes and schedules do not count).
         rule: The features, decays and normalisation of the rule.
         hidden: The units of each hidden layer of the rule's network.
         eigenbasis: Whether the rule acts in the eigenbasis of the gradients' covariance on hidden matrices, as the
-            preset `celo2` has it (see `in_eigenbasis`).
+            preset `celo2` has it (see `in_eigenbasis`); of variant "ortho" only.
         widths: The layer widths of the inner networks, one word per network, over which the tasks of each image set are
             spread: for example "64-32-10", or "64-32-10" and "64-64-10".
         batch: The number of images in an inner step.
@@ -119,6 +119,7 @@ class MetaTrainConfig:
             "augmentation": (1 <= self.augmentation < float("inf"), "at least 1"),
             "seed": (0 <= self.seed < 2**32, "at least 0 and below 2^32"),
             "last_part": (0 < self.last_part <= 1, "above 0 and at most 1"),
+            "eigenbasis": (not self.eigenbasis or self.variant == "ortho", "False in other variants than ortho"),
             "reference": (
                 self.reference == "none" or self.instances > 0,
                 "none, or at least one of instances, whose reference is measured",
