@@ -153,13 +153,9 @@ def leaf_statistics(
     if view.factored is not None:
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
-        root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
         row = tuple(jnp.expand_dims(r, d0) for r in moments.row)
         col = tuple(jnp.expand_dims(c, d1) for c in moments.col)
-        factored = tuple(
-            (root(r / (mean_over(r, (d1 - nu.ndim,), lengths) + ROOT_FLOOR)), root(c))
-            for r, c in zip(row, col, strict=True)
-        )
+        factored = factored_inverse_rms(view, row, col, lengths)
     else:
         assert moments.diag is not None
         row = col = tuple(map(view.apply, moments.diag))
@@ -173,4 +169,16 @@ def leaf_statistics(
         row=row,
         col=col,
         factored_inverse_rms=factored,
+    )
+
+
+def factored_inverse_rms(
+    view: MatrixView, row: Planes, col: Planes, lengths: np.ndarray | None = None
+) -> tuple[Channel, ...]:
+    """The factors (R_k, C_k) of matrices, from their row and column moments with the lost axis of length one."""
+    assert view.factored is not None
+    axis = view.factored[0] - len(view.viewed)
+    root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
+    return tuple(
+        (root(r / (mean_over(r, (axis,), lengths) + ROOT_FLOOR)), root(c)) for r, c in zip(row, col, strict=True)
     )
