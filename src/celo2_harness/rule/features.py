@@ -155,7 +155,7 @@ def leaf_statistics(
         d1, d0 = view.factored
         row = tuple(jnp.expand_dims(r, d0) for r in moments.row)
         col = tuple(jnp.expand_dims(c, d1) for c in moments.col)
-        factored = factored_inverse_rms(view, row, col, lengths)
+        factored = factored_inverse_rms(row, col, [mean_over(r, (d1 - nu.ndim,), lengths) for r in row])
     else:
         assert moments.diag is not None
         row = col = tuple(map(view.apply, moments.diag))
@@ -172,13 +172,13 @@ def leaf_statistics(
     )
 
 
-def factored_inverse_rms(
-    view: MatrixView, row: Planes, col: Planes, lengths: np.ndarray | None = None
-) -> tuple[Channel, ...]:
-    """The factors (R_k, C_k) of matrices, from their row and column moments with the lost axis of length one."""
-    assert view.factored is not None
-    axis = view.factored[0] - len(view.viewed)
+def factored_inverse_rms(row: Planes, col: Planes, means: Sequence[Float[Array, "..."]]) -> tuple[Channel, ...]:
+    """The factors (R_k, C_k) of matrices.
+
+    Args:
+        row: Per decay the row moments, with the lost axis of length one.
+        col: The column moments likewise.
+        means: The means of the row moments over each matrix.
+    """
     root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
-    return tuple(
-        (root(r / (mean_over(r, (axis,), lengths) + ROOT_FLOOR)), root(c)) for r, c in zip(row, col, strict=True)
-    )
+    return tuple((root(r / (mean + ROOT_FLOOR)), root(c)) for r, c, mean in zip(row, col, means, strict=True))

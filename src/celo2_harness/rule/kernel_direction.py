@@ -34,8 +34,8 @@ from celo2_harness.rule.features import (
     product,
     square,
 )
-from celo2_harness.rule.network import FirstLayer, first_layer, first_output, first_units, upper_layers
-from celo2_harness.rule.padding import count_inside
+from celo2_harness.rule.network import FirstLayer, first_layer, first_units, upper_layers
+from celo2_harness.rule.padding import mean_over
 from celo2_harness.rule.view import MatrixView
 
 # Entries of a tile, which a program holds in registers: 32 of one plane to a thread, or 8 of every plane.
@@ -82,24 +82,24 @@ def direction_in_tiles(
         moments.nu.reshape(flat.viewed),
         () if moments.diag is None else tuple(d.reshape(flat.viewed) for d in moments.diag),
     )
-    grid = _Grid(flat, lengths, TILE, interpret)
-    row = col = None
-    thin = _Thin((), (), ())
+    row, col, thin = None, None, _Thin((), (), jnp.zeros([0, flat.viewed[0]]))
     if view.factored is not None:
-        assert moments.row is not None and moments.col is not None
-        row, col = _factored_moments(config, flat, planes.gradient, moments, lengths, interpret)
+        # Otherwise XLA computes them anew wherever they are read, and copies the old ones for that.
+        row, col = jax.lax.optimization_barrier(
+            _factored_moments(config, flat, planes.gradient, moments, lengths, interpret)
+        )
         thin = _thin(flat, row, col, lengths)
 
-    # Outside of the kernels the planes stand for their shapes alone.
-    statistics = _statistics(planes.gradient, planes.parameter, planes.mu, planes.nu, planes.diag, thin)
+    # Outside of the kernels what has the size of the leaf stands for its shape alone.
+    stand_ins = tuple(zip(thin.row, thin.col, strict=True))
+    statistics = _statistics(planes.gradient, planes.parameter, planes.mu, planes.nu, planes.diag, thin, stand_ins)
     groups = channel_groups(config, flat, statistics)
     rows = groups[0].rows
-    sums, seen = _square_sums(config, grid, planes, thin, rows)
-    count = math.prod(flat.viewed[1:]) if lengths is None else count_inside(flat.viewed, flat.axes, lengths)[None]
-    scales = jax.lax.rsqrt(sums.reshape(len(rows), -1, *[1] * len(flat.axes)) / count + NORMALIZATION_FLOOR)
-    others = input_scales(flat, groups[1:], lengths=lengths)
-    layer = first_layer(theta, flat, groups, [scales, *others])
-    raw, mu, nu, diag = _network(theta, config, grid, planes, thin, rows, layer, seen)
+    grid = _Grid(flat, lengths, TILE, interpret)
+    squares = _mean_squares(config, grid, planes, thin, rows)
+    ones = jnp.ones((len(rows), *[1] * len(flat.viewed)))
+    offsets = first_layer(theta, flat, groups, [ones, *input_scales(flat, groups[1:], lengths=lengths)]).offsets
+    raw, mu, nu, diag = _network(theta, config, grid, planes, thin, rows, offsets, squares)
     new = Moments(
         mu=tuple(x.reshape(m.shape) for x, m in zip(mu, moments.mu, strict=True)),
         nu=nu.reshape(moments.nu.shape),
@@ -121,11 +121,11 @@ class _Planes(NamedTuple):
 
 
 class _Thin(NamedTuple):
-    """What features read that has the length of a row or a column; see `LeafStatistics`."""
+    """The row and column moments with the lost axis of length one, and per decay and matrix the mean of the former."""
 
     row: tuple[Array, ...]
     col: tuple[Array, ...]
-    factored: tuple[Channel, ...]
+    means: Float[Array, "decays matrices"]
 
 
 def _flattened(view: MatrixView) -> MatrixView:
@@ -166,12 +166,18 @@ def _factored_moments(
 def _thin(view: MatrixView, row: Sequence[Array], col: Sequence[Array], lengths: np.ndarray | None) -> _Thin:
     assert view.factored is not None
     d1, d0 = view.factored
-    rows = tuple(jnp.expand_dims(x, d0) for x in row)
+    rows = jnp.stack([jnp.expand_dims(x, d0) for x in row])
     columns = tuple(jnp.expand_dims(x, d1) for x in col)
-    return _Thin(rows, columns, factored_inverse_rms(view, rows, columns, lengths))
+    if lengths is None:
+        means = jnp.sum(rows / view.viewed[d1], axis=d1 + 1)
+    else:
+        means = mean_over(rows, (d1 - len(view.viewed),), lengths)
+    return _Thin(tuple(rows), columns, means.reshape(len(row), -1))
 
 
-def _statistics(gradient: Any, parameter: Any, mu: Any, nu: Any, diag: Any, thin: _Thin) -> LeafStatistics:
+def _statistics(
+    gradient: Any, parameter: Any, mu: Any, nu: Any, diag: Any, thin: _Thin, factored: tuple[Channel, ...]
+) -> LeafStatistics:
     """What features read, of the whole leaf or of a tile; the accumulators are those after the gradient."""
     return LeafStatistics(
         gradient=gradient,
@@ -181,7 +187,7 @@ def _statistics(gradient: Any, parameter: Any, mu: Any, nu: Any, diag: Any, thin
         inverse_rms=InverseRoot(nu, RMS_FLOOR),
         row=diag or thin.row,
         col=diag or thin.col,
-        factored_inverse_rms=tuple((InverseRoot(d, ROOT_FLOOR),) for d in diag) or thin.factored,
+        factored_inverse_rms=tuple((InverseRoot(d, ROOT_FLOOR),) for d in diag) or factored,
     )
 
 
@@ -211,6 +217,7 @@ class _Grid:
         shape: The number of matrices, their rows and columns. A vector is a matrix of one row.
         tile: Rows and columns of a tile.
         parts: How many tiles a matrix has down and across.
+        counts: The entries of each matrix, without padding.
     """
 
     def __init__(self, view: MatrixView, lengths: np.ndarray | None, entries: int, interpret: bool):
@@ -222,9 +229,11 @@ class _Grid:
         self.tile = (height, min(columns, entries // height))
         self.parts = tuple(-(-n // size) for n, size in zip(self.shape[1:], self.tile, strict=True))
         self._ends = None
+        self.counts = np.full(self.shape[0], math.prod(self.shape[1:]))
         if lengths is not None:
             ends = lengths if view.is_matrix else np.concatenate([np.ones_like(lengths), lengths], axis=1)
             self._ends = jnp.asarray(ends, jnp.int32)
+            self.counts = np.prod(ends, axis=1)
 
     @property
     def tiles(self) -> int:
@@ -359,7 +368,9 @@ def _sums_of_squares(grid: _Grid, gradient: Array) -> tuple[Array, Array]:
     return jnp.sum(over_columns, axis=1)[:, :rows], jnp.sum(over_rows, axis=1)[:, :columns]
 
 
-def _full_channels(config: RuleConfig, rows: Sequence[int], is_matrix: bool, statistics: LeafStatistics) -> list[Channel]:
+def _full_channels(
+    config: RuleConfig, rows: Sequence[int], is_matrix: bool, statistics: LeafStatistics
+) -> list[Channel]:
     """The channels that belong to these rows of `w0`, of a tile."""
     channels: list[Channel] = []
     for name, count in zip(config.features, channel_counts(config), strict=True):
@@ -369,24 +380,28 @@ def _full_channels(config: RuleConfig, rows: Sequence[int], is_matrix: bool, sta
     return [channels[row] for row in rows]
 
 
-def _after_gradient(config: RuleConfig, planes: _Planes, thin: _Thin) -> LeafStatistics:
+def _after_gradient(config: RuleConfig, planes: _Planes, row: Any, col: Any, means: Any, matrix: Any) -> LeafStatistics:
     """What features read, of a tile, from the accumulators before the gradient."""
-    planes, thin = jax.tree.map(lambda tile: tile[...], (planes, thin), is_leaf=lambda x: isinstance(x, _Tile))
+    planes, row, col = jax.tree.map(lambda tile: tile[...], (planes, row, col), is_leaf=lambda x: isinstance(x, _Tile))
     gradient = clip_gradient(planes.gradient)
     mu, nu = update_elementwise(config, gradient, planes.mu, planes.nu)
     squared = jnp.square(gradient) + FACTORED_FLOOR
-    diag = tuple(average(decay, d, squared) for decay, d in zip(config.factored_decays, planes.diag, strict=False))
-    return _statistics(gradient, planes.parameter.astype(jnp.float32), mu, nu, diag, thin)
+    decays = config.factored_decays[: len(planes.diag)]
+    diag = tuple(average(decay, d, squared) for decay, d in zip(decays, planes.diag, strict=True))
+    factored = factored_inverse_rms(row, col, [means[k, matrix] for k in range(len(row))])
+    parameter = planes.parameter.astype(jnp.float32)
+    return _statistics(gradient, parameter, mu, nu, diag, _Thin(row, col, means), factored)
 
 
-def _square_sums(
+def _mean_squares(
     config: RuleConfig, grid: _Grid, planes: _Planes, thin: _Thin, rows: Sequence[int]
-) -> tuple[Array, Array]:
-    """The sums of the squares of the channels, (channels, matrices), and of the slowest momentum the absolute values."""
+) -> Float[Array, "channels_and_one matrices"]:
+    """The mean squares of the channels, and last the sum of the absolute values of the slowest momentum."""
 
-    def body(tiled: Any, _: Any, outputs: list[Any]) -> None:
-        planes, thin = tiled
-        statistics = _after_gradient(config, planes, thin)
+    def body(tiled: Any, means: Any, outputs: list[Any]) -> None:
+        planes, row, col = tiled
+        matrix, _, _ = grid.place(pl.program_id(0))
+        statistics = _after_gradient(config, planes, row, col, means, matrix)
         # What lies beyond the end of a matrix is zero, but not its inverse root.
         mask = planes.gradient.mask
         total = lambda x: jnp.sum(x if mask is None else jnp.where(mask, x, 0.0))
@@ -401,9 +416,11 @@ def _square_sums(
 
     shape = (len(rows) + 1, grid.shape[0], grid.tiles)
     output = (jax.ShapeDtypeStruct(shape, jnp.float32), pl.BlockSpec((len(rows) + 1, None, None), index))
-    (parts,) = grid.launch("celo2_squares", body, jax.tree.map(grid.lift, (planes, thin)), (), [output])
-    sums = jnp.sum(parts, axis=-1)
-    return sums[:-1], sums[-1]
+    tiled = jax.tree.map(grid.lift, (planes, thin.row, thin.col))
+    (parts,) = grid.launch("celo2_squares", body, tiled, thin.means, [output])
+    divisors = np.concatenate([np.tile(grid.counts, (len(rows), 1)), np.ones((1, len(grid.counts)))])
+    # Before the sum, so that it is no launch of its own.
+    return jnp.sum(parts / jnp.asarray(divisors[..., None], jnp.float32), axis=-1)
 
 
 def _network(
@@ -413,23 +430,26 @@ def _network(
     planes: _Planes,
     thin: _Thin,
     rows: Sequence[int],
-    layer: FirstLayer,
-    seen: Array,
+    offsets: Sequence[Array],
+    squares: Float[Array, "channels_and_one matrices"],
 ) -> tuple[Array, tuple[Array, ...], Array, tuple[Array, ...]]:
-    """The direction, momenta, second moment and diagonal moments."""
+    """The direction, momenta, second moment and diagonal moments.
+
+    A matrix (or vector) that has had no gradient, of which the last of the squares tells, gets direction zero.
+    """
     theta = Theta(*map(jnp.asarray, theta))
-    weights = jnp.moveaxis(layer.weights.reshape(*layer.weights.shape[:2], -1), -1, 0)
-    tiled = jax.tree.map(grid.lift, (planes, thin, layer.offsets))
+    tiled = jax.tree.map(grid.lift, (planes, thin.row, thin.col, tuple(offsets)))
 
     def body(tiled: Any, whole: Any, outputs: list[Any]) -> None:
-        (planes, thin, offsets), (theta, weights, seen) = tiled, whole
+        (planes, row, col, offsets), (theta, means, squares) = tiled, whole
         matrix, _, _ = grid.place(pl.program_id(0))
-        statistics = _after_gradient(config, planes, thin)
+        statistics = _after_gradient(config, planes, row, col, means, matrix)
         channels = _full_channels(config, rows, not planes.diag, statistics)
-        first = FirstLayer(_OfMatrix(weights, matrix), offsets)
-        units = [first_units(first, channels, j) for j in range(theta.b1.shape[0])]
+        scales = [jax.lax.rsqrt(squares[k, matrix] + NORMALIZATION_FLOOR) for k in range(len(rows))]
+        weights: Any = _Scaled(theta.w0, rows, scales)
+        units = [first_units(FirstLayer(weights, offsets), channels, j) for j in range(theta.b1.shape[0])]
         raw = jnp.broadcast_to(upper_layers(theta, units), grid.tile)
-        outputs[0].write(jnp.where(seen[matrix] > 0.0, raw, 0.0))
+        outputs[0].write(jnp.where(squares[len(rows), matrix] > 0.0, raw, 0.0))
         diag = statistics.row if planes.diag else ()
         for output, x in zip(outputs[1:], (*statistics.momentum, statistics.second_moment, *diag), strict=True):
             output.write(x)
@@ -438,16 +458,20 @@ def _network(
     plane = lambda dtype: (jax.ShapeDtypeStruct(grid.shape, dtype), None)
     outputs = [plane(jnp.float32), *(plane(x.dtype) for x in old)]
     in_place = [(x, k) for k, x in enumerate(old, start=1)]
-    raw, *new = grid.launch("celo2_network", body, tiled, (theta, weights, seen), outputs, in_place)
+    if planes.gradient.dtype == jnp.float32:
+        in_place.append((tiled[0].gradient, 0))
+    raw, *new = grid.launch("celo2_network", body, tiled, (theta, thin.means, squares), outputs, in_place)
     momenta = len(planes.mu)
     return raw, tuple(new[:momenta]), new[momenta], tuple(new[momenta + 1 :])
 
 
-class _OfMatrix(NamedTuple):
-    """The weights of one matrix, by channel and unit."""
+class _Scaled(NamedTuple):
+    """The weights of the first layer for one matrix, by channel and unit, with the scales of the channels."""
 
-    ref: Any
-    matrix: Any
+    w0: Any
+    rows: Sequence[int]
+    scales: Sequence[Array]
 
     def __getitem__(self, index: tuple[int, int]) -> Array:
-        return self.ref[(self.matrix, *index)]
+        channel, unit = index
+        return self.scales[channel] * self.w0[self.rows[channel], unit]
