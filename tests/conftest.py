@@ -7,12 +7,14 @@ from pathlib import Path
 
 # Most of the time of the tests is compilation. Workers, processes that tests start, and later runs share what was
 # compiled; the folder may be deleted at any time.
-CACHE = {
+ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    # Decompositions of small matrices wait for each other's threads where workers share the cores, 100 times as long.
+    "OPENBLAS_NUM_THREADS": "1",
 }
-for variable, setting in CACHE.items():
+for variable, setting in ENVIRONMENT.items():
     os.environ.setdefault(variable, setting)
 
 import hypothesis  # noqa: E402
@@ -30,7 +32,15 @@ jax.devices()
 
 
 # Models written with implicit rank promotion, which strict projects forbid.
-PROMOTING = {"lab", "test_examples.py", "test_docs.py", "test_convergence.py", "test_models.py", "test_plugins.py"}
+PROMOTING = {
+    "lab",
+    "test_benchmarks.py",
+    "test_convergence.py",
+    "test_docs.py",
+    "test_examples.py",
+    "test_models.py",
+    "test_plugins.py",
+}
 # Compared with numbers that optimised programs made, or measured: these compile as users do.
 OPTIMISED = {"rule", "velo", "bench", "sharding", "test_golden.py", "test_presets.py", "test_convergence.py"}
 

@@ -119,3 +119,12 @@ def newton_schulz(x, triples=((3.4445, -4.7750, 2.0315),) * 5):
 def _map(f, state):
     fields = dataclasses.astuple(state)
     return State(*([f(x) for x in field] if isinstance(field, list) else f(field) for field in fields))
+
+
+def linear(theta, config, g, m, v, t):
+    """One step of the linear rule on one matrix or vector: the direction, and the new moments."""
+    m = [b * old + (1 - b) * g for b, old in zip(config.momentum_decays, m, strict=True)]
+    v = config.second_moment_decay * v + (1 - config.second_moment_decay) * g**2
+    channels = [x / (v / v.mean() + config.floor) ** config.power for x in (g, *m)]
+    weights = np.asarray(theta.weights, np.float64) * np.exp(np.asarray(theta.slopes, np.float64) * (t - 0.5))
+    return sum(w * c / np.sqrt(np.mean(c**2)) for w, c in zip(weights, channels, strict=True)), m, v

@@ -65,6 +65,14 @@ def test_the_ablation_without_adamw(monkeypatch):
         assert np.sqrt(np.mean(np.square(update))) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_the_bundled_linear_rule_is_what_was_searched(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.stacks.linear_weights import searched_weights
+
+    bundled, made = load_weights("celo2_linear"), searched_weights()
+    assert bundled == made and bundled.provenance == made.provenance
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 def test_no_memory_is_kept_over_20000_steps():
@@ -102,3 +110,19 @@ def test_many_agents_at_once(monkeypatch, tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.glob("catch-*/metrics.jsonl")}
     assert atari.play("catch", ["adamw", "muon"], [0, 1], 2048, tmp_path) == results
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_rates_are_searched_until_the_best_is_in_the_middle(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import rates
+
+    best = rates.search(lambda pair: (pair.hidden - 3) ** 2 + (pair.rest + 2) ** 2)
+    assert best == rates.Pair(3, -2)
+    words = ["image_mlp", "--size", "digits", "--presets", "adamw", "muon", "--steps", "4", "--selection-seeds", "1"]
+    for _ in range(2):
+        assert rates.main([*words, "--seeds", "2", "--out", str(tmp_path)]) == 0
+        table = capsys.readouterr().out.splitlines()[-4:]
+        lines = (tmp_path / "image_mlp-digits.jsonl").read_text()
+    assert [row.split("|")[2].strip() for row in table[2:]] == ["adamw", "muon"]
+    # The second command found all runs there.
+    assert "phase" not in table[0] and len(lines.splitlines()) == len(set(lines.splitlines()))

@@ -70,6 +70,10 @@ def muon():
 
 BY_HAND = {
     "celo2": lambda: by_label(
+        chain(*stack(c2.linear_direction("celo2_linear", 10, weight_dimension_numbers=views_of), "act")),
+        chain(adam(), rate=5 * RATE, decay=REST_DECAY),
+    ),
+    "celo2 with a network": lambda: by_label(
         chain(*stack(c2.celo2_direction(TINY, weight_dimension_numbers=views_of), "act")),
         chain(adam(), rate=5 * RATE, decay=REST_DECAY),
     ),
@@ -99,9 +103,9 @@ def test_labels_are_those_this_file_assumes():
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_a_preset_is_its_blocks(name, key):
-    assert set(BY_HAND) <= set(harness.presets())
-    options = {"weights": TINY} if "celo2" in name else {}
-    ours = harness.build(name, RATE, weight_decay=DECAY, rest_weight_decay=REST_DECAY, **options)
+    preset = name.split()[0]
+    options = {"weights": TINY} if "celo2" in name and name != "celo2" else {}
+    ours = harness.build(preset, lambda step: RATE, 10, weight_decay=DECAY, rest_weight_decay=REST_DECAY, **options)
     theirs = BY_HAND[name]()
     params = normal(key, SHAPES)
 
@@ -117,6 +121,11 @@ def test_a_preset_is_its_blocks(name, key):
         # Equal arithmetic; Optax's Muon sums its norm in another order, which Newton-Schulz stretches.
         assert_trees_close(mine, other, 1e-4 if name == "muon" else 1e-6)
         params = optax.apply_updates(params, mine)
+
+
+def test_a_preset_of_a_network_refuses_a_linear_rule():
+    with pytest.raises(c2.WeightsError, match="celo2_linear: LinearWeights, expected Weights"):
+        harness.build("celo2_ortho", weights="celo2_linear")
 
 
 def test_which_presets_have_a_learned_rule():

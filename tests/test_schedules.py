@@ -12,6 +12,7 @@ HALF_COSINE = (1 + np.cos(np.pi / 4)) / 2
 # name: (warm-up, {step of 100: value})
 VALUES = {
     "constant": (0.1, {0: 1, 5: 1, 50: 1, 100: 1}),
+    "warmup_constant": (0.1, {0: 0, 5: 0.5, 10: 1, 50: 1, 100: 1}),
     "linear": (0.1, {0: 0, 5: 0.5, 10: 1, 55: 0.5, 99: 1 / 90, 100: 0, 200: 0}),
     "warmup_cosine": (20, {0: 0, 10: 0.5, 20: 1, 40: HALF_COSINE, 60: 0.5, 100: 0, 200: 0}),
     "warmup_stable_decay": (0.1, {0: 0, 5: 0.5, 10: 1, 50: 1, 80: 1, 85: 0.5, 100: 0, 200: 0}),
@@ -41,7 +42,7 @@ def test_values_by_hand(name):
 def test_short_runs_start_and_finish(name, warmup, total):
     values = np.array([float(SCHEDULES[name](total, warmup)(step)) for step in range(total + 3)])
     assert np.all((values >= 0) & (values <= 1))
-    if name not in ("constant", "inverse_sqrt"):
+    if name not in ("constant", "warmup_constant", "inverse_sqrt"):
         np.testing.assert_allclose(values[total:], 0, atol=1e-6)
     if warmup == 0.0 and name != "inverse_sqrt":  # which needs a warm-up of one step
         assert values[0] == 1

@@ -19,7 +19,7 @@ from benchmarks.stacks.directions import (
     whitened,
 )
 from benchmarks.stacks.trainings import Structure
-from celo2_harness import load_weights
+from celo2_harness import Weights, linear_direction, load_weights
 
 HIDDEN_RATES = (7e-4, 1.2e-3, 2e-3, 3.4e-3)
 REST_RATES = (6e-3, 1e-2, 1.7e-2)
@@ -54,7 +54,7 @@ def structures(published: Path | None = None) -> dict[str, Structure]:
     # Channel numbers are those of the published features: 0 the gradient, 3 to 5 the momenta, 7 to 9 the momenta over
     # the root of the second moment, 14 the gradient over it.
     thetas = [
-        *(load_weights(name).theta for name in names),
+        *(load_weights(name, kind=Weights).theta for name in names),
         hand_set({0: 1.0, 3: 1.9, 4: 0.76}),
         hand_set({14: 1.0, 7: 1.9, 8: 0.76}),
     ]
@@ -64,6 +64,7 @@ def structures(published: Path | None = None) -> dict[str, Structure]:
         "linear": whole(mixed),
         "whiten": whole(whitened),
         "act": whole(acting(linear_rule)),
+        "package": whole(acting(lambda n, steps: linear_direction("celo2_linear", steps))),
         "theta": whole(theta),
         "theta in basis": whole(acting(theta)),
         "optax.contrib.muon": optax_muon,
@@ -113,6 +114,7 @@ STACKS = (
     Stack("SOAP", "whiten"),
     Stack("over-rms in basis", "act", OVER_RMS),
     Stack("searched rule", "act", SEARCHED_RULE, (2e-3, 3.4e-3, 5.8e-3), (1e-2, 1.7e-2, 2.7e-2)),
+    Stack("bundled linear rule", "package", {}, (2e-3, 3.4e-3, 5.8e-3), (1e-2, 1.7e-2, 2.7e-2)),
     Stack("SOAP, annealed", "whiten", ANNEALED_MOMENTA, (2e-3, 3.4e-3, 5.8e-3)),
     Stack("Muon, annealed", "linear", ANNEALED_MOMENTA, (2e-3, 3.4e-3, 5.8e-3)),
     Stack("optax.contrib.muon", "optax.contrib.muon", {}, (0.01, 0.02, 0.04), (5e-3, 1e-2, 2e-2)),

@@ -17,6 +17,7 @@ from celo2_harness.blocks import (
     control_norm as control_norm,
     guard_updates as guard_updates,
     in_eigenbasis as in_eigenbasis,
+    linear_direction as linear_direction,
     look_ahead as look_ahead,
     mix_momenta as mix_momenta,
     normalize_rms as normalize_rms,
@@ -27,11 +28,14 @@ from celo2_harness.blocks import (
 from celo2_harness.harness import AdamW as AdamW, build as build, describe as describe
 from celo2_harness.routing import Rule as Rule, label_params as label_params, route as route
 from celo2_harness.rule import (
+    LinearConfig as LinearConfig,
+    LinearTheta as LinearTheta,
     RuleConfig as RuleConfig,
     Theta as Theta,
     newton_schulz as newton_schulz,
 )
 from celo2_harness.weights import (
+    LinearWeights as LinearWeights,
     Weights as Weights,
     WeightsError as WeightsError,
     bundled_weights as bundled_weights,

@@ -41,7 +41,7 @@ from celo2_harness.rule import resolve_kernel, resolve_state_dtype
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
-from celo2_harness.weights import Weights
+from celo2_harness.weights import LinearWeights, Weights
 
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
 STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "sharding", "weight_dimension_numbers")
@@ -67,7 +67,7 @@ def build(
     weight_decay_mode: Mode = "decoupled",
     schedule: str = "warmup_cosine",
     warmup: Any = 0.05,
-    weights: Weights | VeloWeights | str | None = None,
+    weights: Weights | LinearWeights | VeloWeights | str | None = None,
     rest_learning_rate_factor: ByRole | None = None,
     rest: Mapping[str, AdamW] | None = None,
     rules: Sequence[RuleLike] = (),
@@ -103,8 +103,8 @@ def build(
             `add_decayed_weights`.
         schedule: The name of a schedule out of `celo2_harness.schedules.SCHEDULES`. VeLO keeps its own time instead.
         warmup: Warm-up of the schedule: a fraction of the run if below one, else steps.
-        weights: The learned rule: `Weights`, or what `load_weights` takes (of VeLO, `VeloWeights`, or what
-            `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
+        weights: The learned rule: `Weights` or `LinearWeights`, or what `load_weights` takes (of VeLO, `VeloWeights`,
+            or what `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
         rest_learning_rate_factor: Learning rate of the rest over that of hidden matrices; or a mapping from roles to
             factors. None: the preset's.
         rest: A mapping from roles to `AdamW(learning_rate_factor, b1, b2, weight_decay)`, for what a role has apart
@@ -272,7 +272,7 @@ def _plan(
     weight_decay_mode: str,
     schedule: str,
     warmup: Any,
-    weights: Weights | VeloWeights | str | None,
+    weights: Weights | LinearWeights | VeloWeights | str | None,
     rest_learning_rate_factor: ByRole | None,
     rest: Mapping[str, AdamW] | None,
     rules: Sequence[RuleLike],

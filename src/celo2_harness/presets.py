@@ -4,6 +4,7 @@ A new preset is a row of `_PRESETS`; `harness.build` makes the optimizer of it.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from celo2_harness._types import ScalarOrSchedule, Updates
 from celo2_harness.blocks import (
     celo2_direction,
     in_eigenbasis,
+    linear_direction,
     mix_momenta,
     normalize_rms,
     orthogonalize,
@@ -26,7 +28,7 @@ from celo2_harness.blocks import (
 from celo2_harness.blocks.in_eigenbasis import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers, optax_dimension_numbers
 from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
-from celo2_harness.weights import Weights, load_weights
+from celo2_harness.weights import LinearWeights, Weights, load_weights
 
 # Decays of AdamW's moments; the second is that of language models (arXiv 2005.14165).
 ADAMW_BETAS = (0.9, 0.95)
@@ -80,7 +82,7 @@ class Settings:
         betas: The decays of AdamW's moments.
     """
 
-    weights: Weights | VeloWeights | None = None
+    weights: Weights | LinearWeights | VeloWeights | None = None
     views: WeightDimensionNumbers = None
     state_dtype: Any = "float32"
     kernel: str = "xla"
@@ -195,14 +197,18 @@ def _modern_muon(settings: Settings) -> optax.GradientTransformation:
 
 
 def _celo2_in_eigenbasis(settings: Settings) -> optax.GradientTransformation:
-    assert isinstance(settings.weights, Weights)
-    direction = celo2_direction(
-        settings.weights,
-        weight_dimension_numbers=settings.views,
-        state_dtype=settings.state_dtype,
-        kernel=settings.kernel,
-        sharding=settings.sharding,
-    )
+    weights, views, dtype = settings.weights, settings.views, settings.state_dtype
+    if isinstance(weights, LinearWeights):
+        direction = linear_direction(weights, settings.total_steps, weight_dimension_numbers=views, state_dtype=dtype)
+    else:
+        assert isinstance(weights, Weights)
+        direction = celo2_direction(
+            weights,
+            weight_dimension_numbers=views,
+            state_dtype=dtype,
+            kernel=settings.kernel,
+            sharding=settings.sharding,
+        )
     return _in_eigenbasis(direction, "act", settings)
 
 
@@ -227,6 +233,10 @@ _ADAMW = Group("adamw", _adamw, betas=ADAMW_BETAS)
 _VELO = Group("velo", _velo, weight_decay_factor=1e-3)
 
 
+# The presets of the paper are networks.
+_load_network = functools.partial(load_weights, kind=Weights)
+
+
 def _load_velo(config: VeloConfig) -> Callable[[Any], VeloWeights]:
     return lambda source: load_velo_weights(source, published_as=config, expect=config)
 
@@ -241,8 +251,8 @@ _PRESETS: dict[str, Preset] = {
             description="Learned rule in the gradients' eigenbasis + Newton-Schulz for hidden matrices, AdamW else",
             hidden=Group("celo2 in the eigenbasis + Newton-Schulz", _celo2_in_eigenbasis),
             rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
-            learning_rate=2e-3,
-            weights="celo2",
+            learning_rate=4e-3,
+            weights="celo2_linear",
         ),
         Preset(
             name="modern_muon",
@@ -258,6 +268,7 @@ _PRESETS: dict[str, Preset] = {
             rest=dataclasses.replace(_ADAMW, learning_rate_factor=20.0),
             learning_rate=1e-3,
             weights="celo2",
+            load=_load_network,
         ),
         Preset(
             name="celo2_base",
@@ -266,6 +277,7 @@ _PRESETS: dict[str, Preset] = {
             rest=Group("celo2", _celo2_base),
             learning_rate=1e-3,
             weights="celo2_base",
+            load=_load_network,
         ),
         Preset(
             name="celo2_muon",
@@ -274,6 +286,7 @@ _PRESETS: dict[str, Preset] = {
             rest=_ADAMW,
             learning_rate=5e-3,
             weights="celo2",
+            load=_load_network,
         ),
         Preset(
             name="muon",
@@ -368,7 +381,9 @@ def find_preset(preset: str | Preset) -> Preset:
     return found or choose(preset, dict.fromkeys((*_PRESETS, *plugins.plugin_names("presets"))), "preset")
 
 
-def preset_weights(recipe: Preset, weights: Weights | VeloWeights | str | None) -> Weights | VeloWeights | None:
+def preset_weights(
+    recipe: Preset, weights: Weights | LinearWeights | VeloWeights | str | None
+) -> Weights | LinearWeights | VeloWeights | None:
     """The weights that a preset is built with: the given ones or its own, loaded; None if it has no learned rule.
 
     Raises:

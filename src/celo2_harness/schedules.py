@@ -32,6 +32,16 @@ def constant(total_steps: int, warmup: float | int = 0.0) -> optax.Schedule:
     return optax.constant_schedule(1.0)
 
 
+def warmup_constant(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
+    """Warm-up, then one: for what averages the parameters instead of lowering the learning rate.
+
+    >>> schedule = warmup_constant(100, 0.1)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 100)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    return _after_warmup(optax.constant_schedule(1.0), warmup_steps(total_steps, warmup))
+
+
 def linear(total_steps: int, warmup: float | int = 0.05) -> optax.Schedule:
     """Warm-up, then a straight line to zero at the end.
 
@@ -105,6 +115,7 @@ def flat_then_linear(total_steps: int, warmup: float | int = 0.05) -> optax.Sche
 
 SCHEDULES: dict[str, Callable[[int, float], optax.Schedule]] = {
     "constant": constant,
+    "warmup_constant": warmup_constant,
     "linear": linear,
     "warmup_cosine": warmup_cosine,
     "warmup_stable_decay": warmup_stable_decay,

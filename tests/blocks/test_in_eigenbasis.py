@@ -103,7 +103,7 @@ def test_both_sides():
     got, state = run(c2.in_eigenbasis(c2.mix_momenta((0.9,)), sides="both"), gradients)
     for a, b in zip(got, soap(gradients, momenta(gradients), sides="both"), strict=True):
         assert relative_error(a, b) <= 5e-3
-    assert [basis["w"].shape for basis in state.basis] == [(6, 6), (6, 6)]
+    assert [square.basis.shape for square in state.squares["w"]] == [(6, 6), (6, 6)]
 
 
 def test_the_short_side_may_be_the_columns():
@@ -178,7 +178,7 @@ def test_views(key, mode):
     options = {"weight_dimension_numbers": views} if mode == "act" else {}
     inner_with_views = c2.celo2_direction(TINY, **options) if mode == "act" else inner
     got, state = run(c2.in_eigenbasis(inner_with_views, mode=mode, weight_dimension_numbers=views), trees)
-    assert state.basis[0]["conv"].shape == (4, 4) and state.basis[0]["heads"].shape == (2, 4, 4)
+    assert state.squares["conv"][0].basis.shape == (4, 4) and state.squares["heads"][0].basis.shape == (2, 4, 4)
     alone = {
         "conv": lambda x: x.reshape(18, 4),
         "heads": lambda x: x.transpose(1, 0, 2)[1],
@@ -198,17 +198,17 @@ def test_long_sides_have_no_basis():
     got, state = run(c2.in_eigenbasis(c2.mix_momenta(), max_size=4), gradients)
     wanted, _ = run(c2.mix_momenta(), gradients)
     np.testing.assert_array_equal(got[-1], wanted[-1])
-    assert not jax.tree.leaves((state.basis, state.covariance, state.nu))
+    assert not jax.tree.leaves((state.squares, state.nu))
     _, state = run(c2.in_eigenbasis(c2.mix_momenta(), sides="both", max_size=5), gradients)
-    assert [x.shape for x in jax.tree.leaves(state.basis)] == [(5, 5)]
+    assert [square.basis.shape for square in state.squares["w"]] == [(5, 5)]
 
 
 def test_the_basis_moves_every_so_many_steps():
     _, state = run(c2.in_eigenbasis(c2.mix_momenta(), every=4), gradients_of((5, 8), steps=4))
     _, after_one = run(c2.in_eigenbasis(c2.mix_momenta()), gradients_of((5, 8), steps=1))
     _, each = run(c2.in_eigenbasis(c2.mix_momenta()), gradients_of((5, 8), steps=4))
-    np.testing.assert_allclose(state.basis[0]["w"], after_one.basis[0]["w"], atol=1e-6)
-    np.testing.assert_allclose(state.covariance[0]["w"], each.covariance[0]["w"], rtol=1e-5)
+    np.testing.assert_allclose(state.squares["w"][0].basis, after_one.squares["w"][0].basis, atol=1e-6)
+    np.testing.assert_allclose(state.squares["w"][0].covariance, each.squares["w"][0].covariance, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
@@ -223,11 +223,11 @@ def test_a_matrix_that_is_not_finite_is_skipped(bad, mode):
     wanted, reference = tx.update({"w": jnp.asarray(gradients[0], jnp.float32)}, before, {"w": jnp.zeros((2, 5, 8))})
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((updates, after)))
     assert not np.any(updates["w"][0])
-    np.testing.assert_array_equal(after.covariance[0]["w"][0], before.covariance[0]["w"][0])
+    np.testing.assert_array_equal(after.squares["w"][0].covariance[0], before.squares["w"][0].covariance[0])
     if mode == "whiten":
         np.testing.assert_array_equal(after.nu["w"][0], before.nu["w"][0])
     np.testing.assert_allclose(updates["w"][1], wanted["w"][1], rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(after.covariance[0]["w"][1], reference.covariance[0]["w"][1], rtol=1e-5)
+    np.testing.assert_allclose(after.squares["w"][0].covariance[1], reference.squares["w"][0].covariance[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["whiten", "act"])
@@ -238,7 +238,7 @@ def test_gradients_of_any_size(mode, scale):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((got, state)))
     assert np.any(got[-1]) == (scale > 0)
     if scale == 0:
-        np.testing.assert_allclose(state.basis[0]["w"], np.eye(5), atol=1e-6)
+        np.testing.assert_allclose(state.squares["w"][0].basis, np.eye(5), atol=1e-6)
 
 
 def test_rows_without_a_gradient_get_no_update():

@@ -21,13 +21,15 @@ SHAPES = {
     "token_embedding": {"embedding": (64, 16)},
 }
 CONVOLUTION = {"conv": {"kernel": (3, 3, 4, 8)}}
+# Its covariance has its own shape.
+SQUARE = {"square": {"kernel": (8, 8)}}
 MESHES = ({"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8})
 
 
-def normal(seed, scale):
+def normal(seed, scale, more=None):
     from helpers import normal
 
-    return normal(jax.random.key(seed), SHAPES | CONVOLUTION, scale)
+    return normal(jax.random.key(seed), SHAPES | CONVOLUTION | (more or {}), scale)
 
 
 def put(tree, places):
@@ -99,14 +101,14 @@ def updates(preset, weights, lengths):
 
 
 def blocks(weights):
-    """Three steps of the modern blocks on the mesh and off it."""
+    """Three steps of the modern blocks on the mesh and off it, with the state where `state_shardings` says."""
     import optax
 
     import celo2_harness as c2
-    from celo2_harness.sharding import make_mesh, parameter_shardings
+    from celo2_harness.sharding import make_mesh, parameter_shardings, state_shardings
 
     mesh = make_mesh(MESHES[0])
-    params, gradients = normal(0, 0.1), [normal(seed, 0.01) for seed in (1, 2, 3)]
+    params, gradients = normal(0, 0.1, SQUARE), [normal(seed, 0.01, SQUARE) for seed in (1, 2, 3)]
     places = parameter_shardings(params, mesh)
     rule = lambda sharding: c2.celo2_direction(weights or "celo2", sharding=sharding)
     made = {
@@ -114,14 +116,19 @@ def blocks(weights):
         "look_ahead": lambda sharding: c2.look_ahead(0.5, 0.5, 0.0, total_steps=10),
         "control_norm": lambda sharding: c2.control_norm("hyperball", 0.1),
         "average_tail": lambda sharding: c2.average_tail(0.0, total_steps=10),
+        "linear_direction": lambda sharding: c2.linear_direction(total_steps=10),
         "in_eigenbasis": lambda sharding: c2.in_eigenbasis(optax.trace(0.9), sharding=sharding),
         "in_eigenbasis act": lambda sharding: c2.in_eigenbasis(rule(sharding), mode="act", sharding=sharding),
+        "in_eigenbasis act, linear": lambda sharding: c2.in_eigenbasis(
+            c2.linear_direction(total_steps=10), mode="act", sharding=sharding
+        ),
     }
     results = {}
     for name, make in made.items():
         plain, tx, placed = make(None), make(places), put(params, places)
-        state, there = jax.jit(plain.init)(params), jax.jit(tx.init)(placed)
-        one, many = jax.jit(plain.update), jax.jit(tx.update, out_shardings=(places, None))
+        state_places = state_shardings(tx, params, places)
+        state, there = jax.jit(plain.init)(params), jax.jit(tx.init, out_shardings=state_places)(placed)
+        one, many = jax.jit(plain.update), jax.jit(tx.update, out_shardings=(places, state_places))
         worst = 0.0
         for gradient in gradients:
             wanted, state = one(gradient, state, params)
@@ -130,9 +137,10 @@ def blocks(weights):
         compiled = many.lower(put(gradient, places), there, placed).compile()
         results[name] = counted(compiled) | {"error": worst, "state_error": difference(there, state)}
         if name.startswith("in_eigenbasis"):
-            squares = jax.tree.leaves((there.covariance, there.basis))
+            squares = jax.tree.leaves(there.squares)
             results[name]["everywhere"] = all(x.sharding.is_fully_replicated for x in squares)
             results[name]["sizes"] = len({x.shape[-1] for x in squares})
+            results[name]["leaves"] = len(squares) // 2
     return results
 
 
@@ -229,10 +237,10 @@ def main(out, devices, which, *distributed):
     from helpers import TINY, VELO_TINY
 
     weights = TINY if which == "tiny" else None
-    of = {"velo": VELO_TINY, "muon": None, "adamw": None}  # there are no weights of VeLO's to read
+    of = {"velo": VELO_TINY, "modern_muon": None, "muon": None, "adamw": None}  # there are no weights of VeLO's to read
     found = {
         f"{preset} {list(lengths)}": updates(preset, of.get(preset, weights), lengths)
-        for preset in ("celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
+        for preset in ("modern_muon", "celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
         for lengths in (MESHES if preset == "celo2_base" and which != "tiny" else MESHES[:1])
     }
     if not distributed:

@@ -52,10 +52,47 @@ def test_the_published_file(shared):
 
 
 def test_bundled_names_load():
-    assert set(c2.bundled_weights()) >= {"celo2", "celo2_base"}
-    for name in c2.bundled_weights():
-        weights = c2.load_weights(name)
+    assert set(c2.bundled_weights()) == {"celo2", "celo2_base", "celo2_linear"}
+    for name in ("celo2", "celo2_base"):
+        weights = c2.load_weights(name, kind=c2.Weights)
         assert sum(x.size for x in weights.theta) == 347 and weights.config == CELO2_CONFIG
+
+
+def test_a_linear_rule_comes_back_as_written(tmp_path):
+    weights = c2.load_weights("celo2_linear", kind=c2.LinearWeights)
+    assert weights.theta.weights.shape == weights.theta.slopes.shape == (3,) and weights.provenance
+    changed = dataclasses.replace(weights, theta=weights.theta._replace(slopes=np.arange(3, dtype=np.float32)))
+    c2.save_weights(tmp_path / "w", changed)
+    loaded = c2.load_weights(tmp_path / "w", expect=weights.config)
+    assert loaded == changed != weights and loaded.provenance == weights.provenance
+    with pytest.raises(c2.WeightsError, match="the published layout holds networks only"):
+        c2.save_weights(tmp_path / "w", changed, layout="published")
+    with pytest.raises(c2.WeightsError, match="LinearWeights, expected Weights"):
+        c2.load_weights(tmp_path / "w", kind=c2.Weights)
+    with pytest.raises(c2.WeightsError, match="trained with power = 0.771, expected 0.5"):
+        c2.load_weights(changed, expect=dataclasses.replace(weights.config, power=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"momentum_decays": (0.9, 1.0)}, "decays must be numbers in"),
+        ({"momentum_decays": (0.9,)}, r"weights has shape \(3,\), expected \(2,\)"),
+        ({"power": -1.0}, "power = -1.0, expected"),
+        ({"floor": 0.0}, "floor = 0.0, expected"),
+        ({"floor": float("nan")}, "floor = nan, expected"),
+        ({"power": "half"}, "power = 'half', expected"),
+    ],
+)
+def test_linear_rules_that_cannot_be_are_refused(changes, message, tmp_path):
+    linear = c2.load_weights("celo2_linear")
+    content = content_of(linear, tmp_path)
+    path = write(tmp_path / "bad", header(**changes)(content))
+    with pytest.raises(c2.WeightsError, match=message):
+        c2.load_weights(path)
+    path = write(tmp_path / "bad", content | {"theta": content["theta"] | {"slopes": np.ones(3, np.float32)}})
+    with pytest.raises(c2.WeightsError, match="damaged"):
+        c2.load_weights(path)
 
 
 def test_weights_pass_through():

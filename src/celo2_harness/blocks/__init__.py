@@ -11,6 +11,7 @@ from celo2_harness.blocks.decay import add_decayed_weights as add_decayed_weight
 from celo2_harness.blocks.direction import Celo2State as Celo2State, celo2_direction as celo2_direction
 from celo2_harness.blocks.guard import GuardState as GuardState, guard_updates as guard_updates
 from celo2_harness.blocks.in_eigenbasis import EigenbasisState as EigenbasisState, in_eigenbasis as in_eigenbasis
+from celo2_harness.blocks.linear_direction import LinearState as LinearState, linear_direction as linear_direction
 from celo2_harness.blocks.look_ahead import LookAheadState as LookAheadState, look_ahead as look_ahead
 from celo2_harness.blocks.mix_momenta import MixMomentaState as MixMomentaState, mix_momenta as mix_momenta
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize

@@ -18,11 +18,19 @@ Sides = Literal["one", "both"]
 CHOSEN = {"one": (0,), "both": (0, 1)}
 
 
-class Side(NamedTuple):
-    """One side of the matrices of a leaf: the axis of the viewed array (-2 rows, -1 columns), and what is kept for it.
+class Square(NamedTuple):
+    """What is kept for one side of the matrices of a leaf: arrays (batch axes, n, n) for a side of length n.
 
-    Covariance and basis have the shape (batch axes, n, n) for a side of length n.
+    Fields, so that no path in a state ends like that of a parameter: a square is split over no mesh, even where the
+    matrix is one, too.
     """
+
+    covariance: Array
+    basis: Array
+
+
+class Side(NamedTuple):
+    """One side of the matrices of a leaf: the axis of the viewed array (-2 rows, -1 columns), and its `Square`."""
 
     axis: int
     covariance: Array

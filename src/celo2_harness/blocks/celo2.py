@@ -46,7 +46,7 @@ def scale_by_celo2(
     References:
         arXiv 2602.19142, section 4.
     """
-    weights = load_weights(weights)
+    weights = load_weights(weights, kind=Weights)
     views = weight_dimension_numbers
     blocks = [
         celo2_direction(

@@ -110,7 +110,7 @@ def celo2_direction(
         zero gets direction zero. NaN entries of gradients count as zero, infinite ones as +-1000.
 
     Raises:
-        WeightsError: The weights cannot be loaded.
+        WeightsError: The weights cannot be loaded, or are no network.
         ValueError: Unknown `state_dtype` or `kernel`; in `update`, when `params` is None or another tree than the
             updates; in `init` and `update`, when a view does not fit its leaf.
 
@@ -125,7 +125,7 @@ def celo2_direction(
     References:
         arXiv 2602.19142 (Celo2), section 3.
     """
-    weights = load_weights(weights)
+    weights = load_weights(weights, kind=Weights)
     config = weights.config
     state_dtype = resolve_state_dtype(state_dtype)
     kernel = resolve_kernel(kernel)

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Int
 
 from celo2_harness._trees import bare_structure, require_like_params, unboxed
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.bases import CHOSEN, Side, Sides, axes_with_basis, next_bases, turn, with_gradient
+from celo2_harness.blocks.bases import Side, Sides, Square, axes_with_basis, next_bases, turn, with_gradient
 from celo2_harness.blocks.first_moments import map_first_moments, refuse_unknown_fields
 from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views
 from celo2_harness.rule import MatrixView
@@ -23,17 +23,15 @@ _TINY = 1e-30
 
 
 class EigenbasisState(NamedTuple):
-    """Step count, state of the inner transformation, and per side a covariance and a basis for every matrix.
+    """Step count, state of the inner transformation, and what is kept for every matrix.
 
-    `covariance` and `basis` hold one tree per side, the shorter one first, with an array (batch axes, n, n) for a
-    matrix that is n long on that side; `nu` is the second moment of the turned gradient (mode "whiten"). Elsewhere
-    stands `optax.MaskedNode()`.
+    `squares` has a tuple for every leaf: a `Square` for each side that has a basis, the shorter side first. `nu` is the
+    second moment of the turned gradient (mode "whiten"), and `optax.MaskedNode()` where there is none.
     """
 
     count: Int[Array, ""]
     inner_state: optax.OptState
-    covariance: tuple[Updates, ...]
-    basis: tuple[Updates, ...]
+    squares: Updates
     nu: Updates
 
 
@@ -108,7 +106,7 @@ def in_eigenbasis(
         >>> tx = optax.chain(in_eigenbasis(mix_momenta((0.95,))), orthogonalize(), normalize_rms())
         >>> params = {"w": jnp.ones((4, 8)), "b": jnp.ones(8)}
         >>> state = tx.init(params)
-        >>> state[0].basis[0]["w"].shape, state[0].nu["w"].shape
+        >>> state[0].squares["w"][0].basis.shape, state[0].nu["w"].shape
         ((4, 4), (4, 8))
 
     References:
@@ -124,15 +122,9 @@ def in_eigenbasis(
     def axes_of(leaf: Any, view: MatrixView) -> tuple[int, ...]:
         return axes_with_basis(view, sides, max_size) if leaf.size else ()
 
-    def pack(treedef: Any, squares: Sequence[Sequence[Array]], places: Any) -> tuple[Updates, ...]:
-        """One tree per side, of the squares of every leaf; on a mesh they lie on every device."""
-        if places:
-            squares = _everywhere(squares, places)
-        bare = bare_structure(treedef)
-        return tuple(
-            bare.unflatten([of_leaf[k] if k < len(of_leaf) else optax.MaskedNode() for of_leaf in squares])
-            for k in CHOSEN[sides]
-        )
+    def pack(treedef: Any, squares: Sequence[tuple[Square, ...]], places: Any) -> Updates:
+        """A tree of the squares of every leaf; on a mesh they lie on every device."""
+        return bare_structure(treedef).unflatten(_everywhere(squares, places) if places else squares)
 
     def init_fn(params: Params) -> EigenbasisState:
         leaves, treedef = jax.tree.flatten(params)
@@ -140,14 +132,15 @@ def in_eigenbasis(
         views = matrix_views(params, weight_dimension_numbers)
         places = leaf_shardings(params, sharding)
         axes = [axes_of(leaf, view) for leaf, view in zip(leaves, views, strict=True)]
-        shapes = [
-            [(*view.viewed[:-2], view.viewed[axis], view.viewed[axis]) for axis in chosen]
-            for view, chosen in zip(views, axes, strict=True)
-        ]
-        zeros = lambda shape: jnp.zeros(shape, jnp.float32)
-        identity = lambda shape: jnp.broadcast_to(jnp.eye(shape[-1], dtype=jnp.float32), shape)
+
+        def first_square(view: MatrixView, axis: int) -> Square:
+            shape = (*view.viewed[:-2], view.viewed[axis], view.viewed[axis])
+            identity = jnp.broadcast_to(jnp.eye(shape[-1], dtype=jnp.float32), shape)
+            return Square(jnp.zeros(shape, jnp.float32), identity)
+
+        squares = [tuple(first_square(view, axis) for axis in chosen) for view, chosen in zip(views, axes, strict=True)]
         nu = [
-            zeros(view.shape) if chosen and mode == "whiten" else optax.MaskedNode()
+            jnp.zeros(view.shape, jnp.float32) if chosen and mode == "whiten" else optax.MaskedNode()
             for view, chosen in zip(views, axes, strict=True)
         ]
         inner_state = inner.init(_float32(params))
@@ -157,8 +150,7 @@ def in_eigenbasis(
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
             inner_state=inner_state,
-            covariance=pack(treedef, [list(map(zeros, of_leaf)) for of_leaf in shapes], places),
-            basis=pack(treedef, [list(map(identity, of_leaf)) for of_leaf in shapes], places),
+            squares=pack(treedef, squares, places),
             nu=treedef.unflatten(_placed(nu, places)),
         )
 
@@ -183,13 +175,10 @@ def in_eigenbasis(
         flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
         views = matrix_views(updates, weight_dimension_numbers)
         places = leaf_shardings(updates, sharding)
-        bare = bare_structure(treedef)
-        squares = [[unboxed(x) for x in bare.flatten_up_to(tree)] for tree in (*state.covariance, *state.basis)]
+        squares = map(unboxed, bare_structure(treedef).flatten_up_to(state.squares))
         leaves = []
-        for i, ((path, x), view, nu) in enumerate(zip(flat, views, treedef.flatten_up_to(state.nu), strict=True)):
-            of_leaf = [column[i] for column in squares]
-            count = len(of_leaf) // 2
-            sides_of_leaf = [Side(axis, of_leaf[k], of_leaf[count + k]) for k, axis in enumerate(axes_of(x, view))]
+        for (path, x), view, of_leaf, nu in zip(flat, views, squares, treedef.flatten_up_to(state.nu), strict=True):
+            sides_of_leaf = [Side(axis, *square) for axis, square in zip(axes_of(x, view), of_leaf, strict=True)]
             leaves.append(_clean_leaf(path, view, sides_of_leaf, x, nu))
 
         def in_basis(tree: Updates, back: bool = False) -> Updates:
@@ -239,11 +228,14 @@ def in_eigenbasis(
             bases, inner_state = refresh(inner_state)
         else:
             bases, inner_state = jax.lax.cond(state.count % every == 0, refresh, keep, inner_state)
+        squares = [
+            tuple(Square(side.covariance, basis) for side, basis in zip(*of_leaf, strict=True))
+            for of_leaf in zip(seen, bases, strict=True)
+        ]
         return treedef.unflatten(outputs), EigenbasisState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             inner_state=inner_state,
-            covariance=pack(treedef, [[side.covariance for side in of_leaf] for of_leaf in seen], places),
-            basis=pack(treedef, bases, places),
+            squares=pack(treedef, squares, places),
             nu=treedef.unflatten(_placed([nu for _, nu in results], places)),
         )
 

@@ -20,6 +20,11 @@ from celo2_harness.rule.direction import (
     resolve_kernel as resolve_kernel,
 )
 from celo2_harness.rule.features import FEATURES as FEATURES, Feature as Feature, channel_counts as channel_counts
+from celo2_harness.rule.linear import (
+    LinearConfig as LinearConfig,
+    LinearTheta as LinearTheta,
+    linear_leaf_direction as linear_leaf_direction,
+)
 from celo2_harness.rule.newton_schulz import COEFFICIENTS as COEFFICIENTS, newton_schulz as newton_schulz
 from celo2_harness.rule.rms import (
     init_mean_square as init_mean_square,

@@ -1,5 +1,6 @@
-"""Weight files of the learned rule: the bundled ones with their cards, reading and writing."""
+"""Weight files of learned rules: the bundled ones with their cards, reading and writing."""
 
+from celo2_harness.weights.linear_file import LinearWeights as LinearWeights
 from celo2_harness.weights.weights_file import (
     Weights as Weights,
     WeightsError as WeightsError,

@@ -1,6 +1,7 @@
-"""Weight files of Celo2's kind of rule: the numbers together with what they were trained as.
+"""Weight files of learned rules: the numbers together with what they were trained as.
 
-Two layouts are read and written: our own, which says what it is (see `container`), and "published", {"ff_mod_stack":
+A file says whether it holds a network or a linear rule (see `linear_file`). Of networks two layouts are read and
+written: our own, which says what it is (see `container`), and "published", {"ff_mod_stack":
 {"~": {w0__0 .. w0__13, b0, w1, b1, w2, b2}}}, the layout of the published Celo2, which says nothing about itself and is
 taken to have the published configuration.
 """
@@ -9,10 +10,11 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
+from celo2_harness.rule import LinearConfig
 from celo2_harness.rule.config import CELO2_CONFIG, RuleConfig, Theta
 from celo2_harness.rule.features import FEATURES, channel_counts
 from celo2_harness.weights.container import (
@@ -29,6 +31,7 @@ from celo2_harness.weights.container import (
     unpack,
     write,
 )
+from celo2_harness.weights.linear_file import FORMAT as LINEAR_FORMAT, LinearWeights, pack_linear, parse_linear
 
 FORMAT = "celo2-harness weights"
 HUB_FILE = "weights.celo2"
@@ -36,7 +39,7 @@ HUB_FILE = "weights.celo2"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights(LearnedWeights):
-    """A learned rule: its numbers, its configuration, and how it was made.
+    """A learned network: its numbers, its configuration, and how it was made.
 
     Weights are equal, and have the same hash, where numbers and configuration are the same.
 
@@ -59,6 +62,10 @@ class Weights(LearnedWeights):
         return f"Weights({size} numbers, hidden {np.shape(self.theta.b0)[0]}, {self.config})"
 
 
+_Source = str | os.PathLike[str] | Weights | LinearWeights
+Kind = TypeVar("Kind", Weights, LinearWeights)
+
+
 def bundled_weights() -> tuple[str, ...]:
     """Names of the weight files inside the package.
 
@@ -70,41 +77,57 @@ def bundled_weights() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".celo2") for f in folder.iterdir() if f.name.endswith(".celo2")))
 
 
-def load_weights(source: str | os.PathLike[str] | Weights, *, expect: RuleConfig | None = None) -> Weights:
+@overload
+def load_weights(source: _Source, *, kind: type[Kind], expect: RuleConfig | LinearConfig | None = None) -> Kind: ...
+@overload
+def load_weights(
+    source: _Source, *, kind: None = None, expect: RuleConfig | LinearConfig | None = None
+) -> Weights | LinearWeights: ...
+def load_weights(source: Any, *, kind: Any = None, expect: RuleConfig | LinearConfig | None = None) -> Any:
     """Loads a learned rule by bundled name, from a file, or from the Hugging Face hub.
 
     Args:
-        source: A bundled name ("celo2"), a path, "hf://owner/repo" or "hf://owner/repo/file", or `Weights` (returned
-            unchanged). Only an hf:// source uses the network.
+        source: A bundled name ("celo2"), a path, "hf://owner/repo" or "hf://owner/repo/file", or `Weights` or
+            `LinearWeights` (returned unchanged). Only an hf:// source uses the network.
+        kind: `Weights` or `LinearWeights`; the other kind of rule is refused. None: either.
         expect: A configuration; weights that were trained with another one are refused.
 
     Returns:
-        The weights; theta as float32 NumPy arrays.
+        `Weights` or `LinearWeights`, as the file says; theta as float32 NumPy arrays.
 
     Raises:
         WeightsError: No such name or file, not a weight file, truncated, a missing or extra key, a wrong shape, a
-            number that is not finite, an unknown feature or version, or a configuration other than `expect`.
+            number that is not finite, an unknown feature or version, another kind than `kind`, or a configuration
+            other than `expect`.
         ImportError: hf:// without huggingface-hub.
 
     Example:
-        >>> weights = load_weights("celo2")
+        >>> weights = load_weights("celo2", kind=Weights)
         >>> weights.theta.w0.shape, weights.config.second_moment_decay
         ((30, 8), 0.95)
     """
-    if isinstance(source, Weights):
+    if isinstance(source, (Weights, LinearWeights)):
         weights, name = source, "the given weights"
     elif not isinstance(source, (str, os.PathLike)):
-        raise WeightsError(f"weights = {source!r}: expected Weights, a name or a path.")
+        raise WeightsError(f"weights = {source!r}: expected Weights, LinearWeights, a name or a path.")
     else:
         name = os.fspath(source)
         weights = _parse(_read(name), name)
+    if kind is not None and not isinstance(weights, kind):
+        raise WeightsError(
+            f"{name}: {type(weights).__name__}, expected {kind.__name__}. A network (Weights) goes to celo2_direction,"
+            " a linear rule (LinearWeights) to linear_direction; the preset celo2 takes either."
+        )
     if expect is not None:
         refuse_difference(weights.config, expect, name)
     return weights
 
 
 def save_weights(
-    path: str | os.PathLike[str], weights: Weights, *, layout: Literal["celo2-harness", "published"] = "celo2-harness"
+    path: str | os.PathLike[str],
+    weights: Weights | LinearWeights,
+    *,
+    layout: Literal["celo2-harness", "published"] = "celo2-harness",
 ) -> None:
     """Writes a weight file, atomically.
 
@@ -125,6 +148,11 @@ def save_weights(
         True
     """
     name = os.fspath(path)
+    if isinstance(weights, LinearWeights):
+        if layout == "published":
+            raise WeightsError(f'{name}: the published layout holds networks only. Save with layout="celo2-harness".')
+        write(path, pack_linear(weights, name))
+        return
     check_config(weights.config, name)
     theta = as_mapping(weights.theta)
     read_arrays(theta, _shapes(theta, weights.config, name), name)
@@ -146,8 +174,10 @@ def _read(source: str) -> bytes:
     return read_file(source, HUB_FILE, f"one of the bundled names {', '.join(bundled_weights())}, ")
 
 
-def _parse(data: bytes, name: str) -> Weights:
+def _parse(data: bytes, name: str) -> Weights | LinearWeights:
     content = restore(data, name)
+    if is_packed(content, LINEAR_FORMAT):
+        return parse_linear(content, name)
     if is_packed(content, FORMAT):
         config, provenance = unpack(content, RuleConfig, name)
         check_config(config, name)
@@ -157,7 +187,8 @@ def _parse(data: bytes, name: str) -> Weights:
         return Weights(theta, config, provenance)
     if not isinstance(content, Mapping) or "ff_mod_stack" not in content:
         raise WeightsError(
-            f"{name}: not a weight file of a learned rule: expected the key 'format' = {FORMAT!r} or 'ff_mod_stack'."
+            f"{name}: not a weight file of a learned rule: expected the key 'format' = {FORMAT!r} or"
+            f" {LINEAR_FORMAT!r}, or 'ff_mod_stack'."
         )
     stack = content["ff_mod_stack"].get("~") if isinstance(content["ff_mod_stack"], Mapping) else None
     # The first layer is one block per feature.

@@ -33,7 +33,7 @@ def loss_fn(params: Params, x: Float[Array, "batch width"]) -> Float[Array, ""]:
 
 def make_optimizer(weights: Path | None = None) -> optax.GradientTransformationExtraArgs:
     """By name, with every kind of option."""
-    loaded: c2.Weights = c2.load_weights("celo2" if weights is None else weights)
+    loaded: c2.Weights | c2.LinearWeights = c2.load_weights("celo2" if weights is None else weights)
     return harness.build(
         preset="celo2_ortho",
         learning_rate=1e-3,

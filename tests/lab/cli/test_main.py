@@ -179,6 +179,16 @@ def test_train_writes_a_run_and_knows_its_settings_when_resumed(folder, capsys):
         assert difference in capsys.readouterr().err
 
 
+def test_the_average_is_evaluated_when_asked(folder, capsys):
+    words = [*SMALL, "--preset", "adamw", "--steps", "4", "--average-tail", "--out"]
+    assert main(["train", *words, str(folder / "train")]) == 0
+    assert "final held-out loss of the average: 5." in capsys.readouterr().out
+    assert main(["train", "--resume", "--out", str(folder / "train")]) == 0
+    assert main(["compare", *words, str(folder / "compare")]) == 0
+    (record,) = read_records([folder / "compare"])
+    assert record.settings["optimizer"]["average_tail"] == {"start": 0.7, "horizon": 0.05, "weight": 0.6}
+
+
 def test_data_prepare(folder, capsys):
     pytest.importorskip("sklearn")
     assert main(["data", "prepare", "digits", "--out", str(folder / "out")]) == 0

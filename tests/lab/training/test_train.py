@@ -13,7 +13,8 @@ import pytest
 from celo2_harness.blocks import guard_updates
 from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.training.checkpoints import read_checkpoint
-from celo2_harness.lab.training.optimizers import OptimizerSpec, preset_spec
+from celo2_harness.lab.training.loop import evaluate
+from celo2_harness.lab.training.optimizers import AverageTail, OptimizerSpec, preset_spec, with_average_tail
 from celo2_harness.lab.training.train import TrainConfig, parameter_rms, train
 
 CONFIG = TrainConfig(steps=20, seed=1, eval_every=7, log_every=2, checkpoint_every=6)
@@ -88,6 +89,28 @@ def test_a_resumed_run_reaches_the_same_numbers(task, finished, tmp_path, stop):
     assert run(task, tmp_path, resume=True, on_start=started.append).status == "finished"
     assert started == [stop] and numbers(tmp_path)[1:] == numbers(finished)[1:]
     jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path), final_arrays(finished))
+
+
+def test_the_average_of_the_last_parameters_is_evaluated_and_resumed(task, finished, tmp_path):
+    """The steps are those of a run without; the average is that of the parameters after step 14."""
+    averaged = with_average_tail(ADAMW, 20, AverageTail(start=0.7, horizon=1.0, weight=1.0))
+    seen = []
+    keep = lambda now: seen.append(jax.tree.map(np.array, now.state[0]))
+    run(task, tmp_path / "whole", optimizer=averaged, on_progress=keep)
+    header, *body = numbers(tmp_path / "whole")
+    assert header["settings"]["optimizer"]["average_tail"] == {"start": 0.7, "horizon": 1.0, "weight": 1.0}
+    plain = numbers(finished)[1:]
+    assert [line.get("loss") for line in body] == [line.get("loss") for line in plain]
+    held_out = [[line["validation_loss"] for line in lines if "validation_loss" in line] for lines in (body, plain)]
+    assert held_out[0][:3] == held_out[1][:3]  # until step 14 there is nothing to average
+    mean = jax.tree.map(lambda *xs: np.mean(xs, axis=0), *seen[-6:])
+    wanted = float(evaluate(task, mean, jnp.asarray(task.validation())))
+    assert held_out[0][3] == pytest.approx(wanted, rel=1e-5) and held_out[0][3] != held_out[1][3]
+    run(task, tmp_path / "part", optimizer=averaged, should_stop=stop_after(16))
+    assert run(task, tmp_path / "part", optimizer=averaged, resume=True).status == "finished"
+    assert numbers(tmp_path / "part")[1:] == body
+    with pytest.raises(InputError, match="optimizer.average_tail is .* there and absent here"):
+        run(task, tmp_path / "part", resume=True)
 
 
 def test_a_killed_run_goes_back_to_its_checkpoint(task, finished, tmp_path):

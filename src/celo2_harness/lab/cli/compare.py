@@ -16,6 +16,7 @@ from celo2_harness.lab.suites.tables import comparison_table
 from celo2_harness.lab.tasks import make_language_model
 from celo2_harness.lab.training.display import Display
 from celo2_harness.lab.training.interrupt import StopSignals
+from celo2_harness.lab.training.optimizers import AverageTail
 from celo2_harness.presets import find_preset
 
 
@@ -52,6 +53,8 @@ class Config:
     """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
     state_dtype: str = "float32"
     """What the learned rule's state is kept in: float32 or bfloat16."""
+    average_tail: bool = False
+    """Evaluate the average of the last parameters instead of the parameters themselves."""
     dtype: str = "float32"
     """What the model computes in: float32 or bfloat16."""
     param_dtype: str = "float32"
@@ -82,7 +85,9 @@ def run(config: Config) -> int:
     print_tables([comparison_table(results)])
     picture = config.out / "compare.png"
     seeds = "1 seed" if len(config.seed) == 1 else f"{len(config.seed)} seeds"
-    plot_curves(results, picture, f"{config.model}, {config.steps} steps of {task.tokens_per_batch} bytes, {seeds}")
+    what = ", average of the last parameters" if config.average_tail else ""
+    title = f"{config.model}, {config.steps} steps of {task.tokens_per_batch} bytes, {seeds}{what}"
+    plot_curves(results, picture, title)
     print(f"runs: {config.out / RECORDS}\npicture: {picture}")
     return 0
 
@@ -100,6 +105,7 @@ def _suite(config: Config) -> Suite:
             learning_rates=config.learning_rate or (float(presets[name].learning_rate),),
             weights=config.weights if name in learned else None,
             options=options,
+            average_tail=AverageTail() if config.average_tail else None,
         )
         for name in config.preset
     )

@@ -12,7 +12,7 @@ from celo2_harness.lab.tasks import make_language_model
 from celo2_harness.lab.training.display import Display
 from celo2_harness.lab.training.folder import read_header
 from celo2_harness.lab.training.interrupt import StopSignals
-from celo2_harness.lab.training.optimizers import preset_spec
+from celo2_harness.lab.training.optimizers import preset_spec, with_average_tail
 from celo2_harness.lab.training.train import TrainConfig, train
 
 
@@ -47,6 +47,8 @@ class Config:
     """Weight decay."""
     weights: str | None = None
     """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
+    average_tail: bool = False
+    """Evaluate the average of the last parameters instead of the parameters themselves."""
     dtype: str = "float32"
     """What the model computes in: float32 or bfloat16."""
     param_dtype: str = "float32"
@@ -102,6 +104,8 @@ def run(config: Config) -> int:
         weights=config.weights,
         sharding=mesh,
     )
+    if config.average_tail:
+        spec = with_average_tail(spec, config.steps)
     rate = spec.settings["learning_rate"]
     with StopSignals() as stop, Display("tokens", task.tokens_per_batch) as display:
         result = train(
@@ -123,7 +127,8 @@ def run(config: Config) -> int:
     if result.status == "diverged":
         print(f"diverged: the loss was not a number at step {result.step}; try a lower learning rate")
     else:
-        print(f"final held-out loss: {result.validation_loss:.4f} nats per byte after {result.step} steps")
+        what = " of the average" if config.average_tail else ""
+        print(f"final held-out loss{what}: {result.validation_loss:.4f} nats per byte after {result.step} steps")
     print(f"curve: {result.curve}")
     return 1 if result.status == "diverged" else 0
 

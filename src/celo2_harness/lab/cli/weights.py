@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from celo2_harness.lab.errors import InputError, input_errors
-from celo2_harness.weights import Weights, bundled_weights, load_weights, save_weights
+from celo2_harness.weights import LinearWeights, Weights, bundled_weights, load_weights, save_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +42,18 @@ def run(config: Config) -> int:
     return 0
 
 
-def _facts(source: str, weights: Weights) -> str:
+def _facts(source: str, weights: Weights | LinearWeights) -> str:
+    config = weights.config
+    if isinstance(weights, LinearWeights):
+        own = {name: ", ".join(f"{number:g}" for number in x) for name, x in weights.theta._asdict().items()}
+    else:
+        own = {"hidden units": np.shape(weights.theta.b0)[0]}
+    values = {name.replace("_", " "): value for name, value in vars(config).items()}
     rows = {
+        "kind": "linear rule" if isinstance(weights, LinearWeights) else "network",
         "numbers": sum(np.size(x) for x in weights.theta),
-        "hidden units": np.shape(weights.theta.b0)[0],
-        "features": ", ".join(weights.config.features),
-        "momentum decays": weights.config.momentum_decays,
-        "second-moment decay": weights.config.second_moment_decay,
-        "factored decays": weights.config.factored_decays,
-        "normalization": weights.config.normalization,
+        **own,
+        **{name: ", ".join(map(str, x)) if isinstance(x, tuple) else x for name, x in values.items()},
         **{name: json.dumps(value) for name, value in weights.provenance.items()},
     }
     width = max(map(len, rows))

@@ -141,7 +141,7 @@ class Celo2Learning:
 
     def load(self, source: str | Path) -> AnyWeights:
         """Reads weights; raises ValueError if they are of another rule or size."""
-        weights = load_weights(source, expect=self.rule)
+        weights = load_weights(source, kind=Weights, expect=self.rule)
         hidden = np.shape(weights.theta.b0)[0]
         if hidden != self.hidden:
             raise ValueError(f"{source}: {hidden} hidden units, the run has hidden = {self.hidden}.")

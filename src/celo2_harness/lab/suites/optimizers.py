@@ -2,18 +2,21 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from celo2_harness import harness
+from celo2_harness._arguments import choose
 from celo2_harness._types import Params
 from celo2_harness.blocks import guard_updates
 from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.lab.suites.suite import Suite, SuiteOptimizer
-from celo2_harness.lab.training.optimizers import OptimizerSpec, preset_spec
+from celo2_harness.lab.training.optimizers import OptimizerSpec, preset_spec, with_average_tail
 from celo2_harness.routing import route
 from celo2_harness.schedules import SCHEDULES, scaled
 
@@ -28,23 +31,34 @@ class OptimizerRow(NamedTuple):
 
     Attributes:
         description: One line.
-        make: Makes the optimizer of a learning rate, which is a schedule, a weight decay, a mask of the leaves that
-            decay, and further options by name.
+        make: Makes the optimizer of a learning rate, which is a schedule, a weight decay, the length of the run, a mask
+            of the leaves that decay, and further options by name.
+        schedule: The schedule that it has in every suite; None for that of the suite.
+        eval_params: As in `OptimizerSpec`.
     """
 
     description: str
     make: Callable[..., optax.GradientTransformation]
+    schedule: str | None = None
+    eval_params: Callable[[Any, Any], Any] | None = None
+
+
+def _decayed(
+    direction: optax.GradientTransformation, learning_rate: Schedule, weight_decay: float, mask: Mask
+) -> optax.GradientTransformation:
+    """p <- p - eta (direction + weight_decay p): the same decay for all, on the same leaves."""
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    return optax.chain(direction, decay, optax.scale_by_learning_rate(learning_rate))
 
 
 def _with_decay(direction: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
-    """p <- p - eta (direction + weight_decay p): the same decay for all, on the same leaves."""
+    """`make` of a row whose direction does not depend on the length of the run."""
 
-    def make(learning_rate: Schedule, weight_decay: float, mask: Mask, **options: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            direction(**options),
-            optax.add_decayed_weights(weight_decay, mask),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    def make(
+        learning_rate: Schedule, weight_decay: float, total_steps: int, mask: Mask, **options: Any
+    ) -> optax.GradientTransformation:
+        del total_steps
+        return _decayed(direction(**options), learning_rate, weight_decay, mask)
 
     return make
 
@@ -59,10 +73,66 @@ def _muon(**options: Any) -> optax.GradientTransformation:
     return optax.chain(optax.contrib.muon(1.0, **options), optax.scale(-1.0))
 
 
+def _ademamix(
+    learning_rate: Schedule,
+    weight_decay: float,
+    total_steps: int,
+    mask: Mask,
+    *,
+    b1: float = 0.9,
+    b3: float = 0.999,
+    alpha: float = 5.0,
+    **options: Any,
+) -> optax.GradientTransformation:
+    """The weight of the slow average grows over the whole run, and so does its time scale, as in the paper."""
+
+    def slow_decay(count: Any) -> Any:
+        part = jnp.minimum(count / total_steps, 1.0)
+        return jnp.exp(1.0 / ((1.0 - part) / math.log(b1) + part / math.log(b3)))
+
+    weight = optax.linear_schedule(0.0, alpha, total_steps)
+    direction = optax.contrib.scale_by_ademamix(b1=b1, b3=slow_decay, alpha=weight, **options)
+    return _decayed(direction, learning_rate, weight_decay, mask)
+
+
+def _schedule_free_adamw(
+    learning_rate: Schedule,
+    weight_decay: float,
+    total_steps: int,
+    mask: Mask,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """`optax.contrib.schedule_free_adamw`, which takes no mask."""
+    del total_steps
+    direction = optax.scale_by_rms(decay=b2, eps=eps, eps_in_sqrt=False, bias_correction=True)
+    inner = _decayed(direction, learning_rate, weight_decay, mask)
+    return optax.contrib.schedule_free(inner, learning_rate, b1=b1)
+
+
+def _schedule_free_params(state: Any, params: Params) -> Params:
+    """The average of a Schedule-Free optimizer, at any depth of a state."""
+    is_found = lambda node: isinstance(node, optax.contrib.ScheduleFreeState)
+    (found,) = filter(is_found, jax.tree.leaves(state, is_leaf=is_found))
+    return optax.contrib.schedule_free_eval_params(found, params)
+
+
 OPTIMIZERS = {
     "adamw": OptimizerRow("AdamW; betas as optax.adamw", _with_decay(optax.scale_by_adam)),
     "nadamw": OptimizerRow(
         "AdamW with Nesterov momentum", _with_decay(lambda **options: optax.scale_by_adam(nesterov=True, **options))
+    ),
+    "ademamix": OptimizerRow(
+        "AdamW with a second, slow momentum (b3 = 0.999) that grows in over the run, arXiv 2409.03137", _ademamix
+    ),
+    "schedule_free_adamw": OptimizerRow(
+        "AdamW at a constant learning rate after a warm-up, evaluated at the average of its parameters,"
+        " arXiv 2405.15682",
+        _schedule_free_adamw,
+        schedule="warmup_constant",
+        eval_params=_schedule_free_params,
     ),
     "sgd": OptimizerRow(
         "SGD with momentum 0.9", _with_decay(lambda decay=0.9, **options: optax.trace(decay, **options))
@@ -76,7 +146,12 @@ OPTIMIZERS = {
 
 
 def make_optax(
-    name: str, learning_rate: Schedule, weight_decay: float, mask: Mask, options: Mapping[str, Any]
+    name: str,
+    learning_rate: Schedule,
+    weight_decay: float,
+    total_steps: int,
+    mask: Mask,
+    options: Mapping[str, Any],
 ) -> optax.GradientTransformation:
     """Makes an optimizer of `OPTIMIZERS`.
 
@@ -84,6 +159,7 @@ def make_optax(
         name: The row.
         learning_rate: The learning rate at a step.
         weight_decay: The decoupled weight decay.
+        total_steps: The length of the run.
         mask: Which leaves of the parameters decay, as a tree of booleans.
         options: Further arguments.
 
@@ -94,12 +170,12 @@ def make_optax(
         InputError: If there is no such row, or an option is wrong.
 
     Example:
-        >>> tx = make_optax("sgd", lambda step: 0.1, 0.0, lambda params: True, {"nesterov": True})
+        >>> tx = make_optax("sgd", lambda step: 0.1, 0.0, 100, lambda params: True, {"nesterov": True})
     """
     if name not in OPTIMIZERS:
         raise InputError(f"optax = {name!r}: expected one of {', '.join(OPTIMIZERS)}")
     try:
-        return OPTIMIZERS[name].make(learning_rate, weight_decay, mask, **options)
+        return OPTIMIZERS[name].make(learning_rate, weight_decay, total_steps, mask, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"optax = {name!r} with options {dict(options)}: {error}") from None
 
@@ -171,20 +247,26 @@ def make_spec(
             optimizer.preset, learning_rate, weights=optimizer.weights, name=optimizer.label, **shared, **options
         )
     else:
+        row = OPTIMIZERS.get(optimizer.name) if optimizer.kind == "optax" else None
+        if row is not None and row.schedule is not None:
+            shared["schedule"] = row.schedule
         with input_errors():
-            schedule: Any = scaled(learning_rate, SCHEDULES[suite.schedule](steps, suite.warmup))
+            shape = choose(shared["schedule"], SCHEDULES, "schedule")(steps, suite.warmup)
+        schedule: Any = scaled(learning_rate, shape)
         if optimizer.optax is not None:
-            tx = make_optax(optimizer.optax, schedule, weight_decay, _is_hidden, options)
+            tx = make_optax(optimizer.optax, schedule, weight_decay, steps, _is_hidden, options)
         else:
             tx = make_imported(optimizer.name, schedule, weight_decay, steps, options)
         settings = {optimizer.kind: optimizer.name, "learning_rate": learning_rate, **shared}
         settings |= {"options": options} if options else {}
-        spec = OptimizerSpec(optimizer.label, tx, schedule, settings)
-    if optimizer.guard is None:
-        return spec
-    with input_errors():
-        guarded = guard_updates(spec.tx, **optimizer.guard)
-    return spec._replace(tx=guarded, settings={**spec.settings, "guard": dict(optimizer.guard)})
+        spec = OptimizerSpec(optimizer.label, tx, schedule, settings, None if row is None else row.eval_params)
+    if optimizer.guard is not None:
+        with input_errors():
+            guarded = guard_updates(spec.tx, **optimizer.guard)
+        spec = spec._replace(tx=guarded, settings={**spec.settings, "guard": dict(optimizer.guard)})
+    if optimizer.average_tail is not None:
+        spec = with_average_tail(spec, steps, optimizer.average_tail)
+    return spec
 
 
 def _is_hidden(params: Params) -> Any:

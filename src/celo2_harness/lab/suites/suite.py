@@ -10,6 +10,7 @@ from typing import Any
 
 from celo2_harness.lab.errors import InputError
 from celo2_harness.lab.tasks import TASKS, find_task
+from celo2_harness.lab.training.optimizers import AverageTail
 from celo2_harness.lab.training.reading import read
 
 KINDS = ("preset", "optax", "make")
@@ -99,6 +100,7 @@ class SuiteOptimizer:
         weights: The weights of a preset's learned rule: a name, a file relative to the suite, or hf://owner/repo.
         options: Further arguments of what makes it.
         guard: Arguments of `guard_updates`, to wrap it; None for no guard.
+        average_tail: The average of the last parameters to evaluate it at; None for the parameters themselves.
     """
 
     preset: str | None = None
@@ -110,6 +112,7 @@ class SuiteOptimizer:
     weights: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     guard: Mapping[str, Any] | None = None
+    average_tail: AverageTail | None = None
 
     def __post_init__(self):
         kinds = [kind for kind in KINDS if getattr(self, kind) is not None]

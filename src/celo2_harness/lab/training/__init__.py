@@ -14,7 +14,12 @@ from celo2_harness.lab.training.loop import (
     train_step as train_step,
     train_steps as train_steps,
 )
-from celo2_harness.lab.training.optimizers import OptimizerSpec as OptimizerSpec, preset_spec as preset_spec
+from celo2_harness.lab.training.optimizers import (
+    AverageTail as AverageTail,
+    OptimizerSpec as OptimizerSpec,
+    preset_spec as preset_spec,
+    with_average_tail as with_average_tail,
+)
 from celo2_harness.lab.training.reading import read as read
 from celo2_harness.lab.training.sharded import ShardedTask as ShardedTask
 from celo2_harness.lab.training.train import (

@@ -1,7 +1,7 @@
 """The training loop, as a generator: it computes, and whoever iterates decides what to save, show and stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -114,7 +114,14 @@ def evaluate(task: Task, params: Any, examples: Any) -> Float[Array, ""]:
 
 
 def train_steps(
-    task: Task, tx: optax.GradientTransformation, state: TrainState, *, steps: int, seed: int, eval_every: int
+    task: Task,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    *,
+    steps: int,
+    seed: int,
+    eval_every: int,
+    eval_params: Callable[[Any, Any], Any] | None = None,
 ) -> Iterator[Step]:
     """Trains from a state up to a number of steps, yielding after every step.
 
@@ -128,13 +135,21 @@ def train_steps(
         steps: The total number of steps, those already taken included.
         seed: The seed of the batches.
         eval_every: The number of steps between evaluations.
+        eval_params: From the optimizer's state and the parameters to those that are evaluated, as `averaged_params`;
+            None for the parameters themselves.
 
     Yields:
         A `Step` per step, and one for step 0 when starting there.
     """
     examples = jax.tree.map(jnp.asarray, task.validation())
+    chosen = None if eval_params is None else jax.jit(eval_params)
+
+    def held_out(state: TrainState) -> float:
+        params = state.params if chosen is None else chosen(state.opt_state, state.params)
+        return float(evaluate(task, params, examples))
+
     if state.step == 0:
-        yield Step(state, None, float(evaluate(task, state.params, examples)), None)
+        yield Step(state, None, held_out(state), None)
     first_step, started, in_flight = state.step, None, None
     while state.step < steps:
         params, opt_state, loss = train_step(task, tx, state.params, state.opt_state, task.batch(seed, state.step))
@@ -147,7 +162,7 @@ def train_steps(
         started = now
         validation_loss = None
         if state.step % eval_every == 0 or state.step == steps:
-            validation_loss = float(evaluate(task, state.params, examples))
+            validation_loss = held_out(state)
             # The time until the next step holds an evaluation, so it tells nothing about the step.
             started = in_flight = None
         yield Step(state, loss, validation_loss, seconds)

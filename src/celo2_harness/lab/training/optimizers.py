@@ -1,5 +1,7 @@
 """Optimizers of runs: what is trained with, the schedule that it was given, and the settings that tell it apart."""
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +12,8 @@ import numpy as np
 import optax
 
 from celo2_harness import harness
-from celo2_harness.lab.errors import input_errors
+from celo2_harness.blocks import average_tail, averaged_params
+from celo2_harness.lab.errors import InputError, input_errors
 from celo2_harness.presets import find_preset, preset_weights
 
 
@@ -23,12 +26,15 @@ class OptimizerSpec(NamedTuple):
         schedule: The learning rate at a step: what the optimizer was given, to be written down.
         settings: What determines the optimizer, as JSON can hold it. Runs are told apart by it. It holds a
             "learning_rate", the peak.
+        eval_params: From the optimizer's state and the parameters to those that are evaluated, as `averaged_params`;
+            None for the parameters themselves.
     """
 
     name: str
     tx: optax.GradientTransformation
     schedule: Callable[[int], Any]
     settings: Mapping[str, Any]
+    eval_params: Callable[[Any, Any], Any] | None = None
 
 
 def preset_spec(
@@ -85,6 +91,54 @@ def preset_spec(
         settings |= {"weights": _weights_name(weights or recipe.weights), "weights_sha256": weights_digest(loaded)}
     settings |= {"options": options} if options else {}
     return OptimizerSpec(name or preset, tx, learning_rates, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageTail:
+    """The average of the last parameters that a run is evaluated at: (1 - weight) W + weight A.
+
+    Attributes:
+        start: Part of the run after which `average_tail` begins.
+        horizon: Part of the run that the average reaches back.
+        weight: Weight of the average.
+    """
+
+    start: float = 0.7
+    horizon: float = 0.05
+    weight: float = 0.6
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} = {value}: expected a number from 0 to 1")
+
+
+def with_average_tail(spec: OptimizerSpec, total_steps: int, average: AverageTail = AverageTail()) -> OptimizerSpec:
+    """Makes the same optimizer evaluated at the average of its last parameters.
+
+    Args:
+        spec: The optimizer.
+        total_steps: The length of the run.
+        average: What is averaged.
+
+    Returns:
+        The optimizer with `average_tail` as its last link. The steps are the same; the settings say what is evaluated.
+
+    Raises:
+        InputError: It is evaluated at an average of its own.
+
+    Example:
+        >>> spec = with_average_tail(preset_spec("adamw", total_steps=100), 100, AverageTail(start=0.5))
+        >>> spec.settings["average_tail"]
+        {'start': 0.5, 'horizon': 0.05, 'weight': 0.6}
+    """
+    if spec.eval_params is not None:
+        raise InputError(f"average_tail: {spec.name} is evaluated at an average of its own; leave it out")
+    return spec._replace(
+        tx=optax.chain(spec.tx, average_tail(average.start, average.horizon, total_steps=total_steps)),
+        settings={**spec.settings, "average_tail": dataclasses.asdict(average)},
+        eval_params=functools.partial(averaged_params, weight=average.weight),
+    )
 
 
 def weights_digest(weights: Any) -> str:

@@ -172,7 +172,15 @@ def training_progress(
     """
     seconds: list[float] = []
     held_out = ""
-    steps = train_steps(task, spec.tx, state, steps=config.steps, seed=config.seed, eval_every=config.eval_every)
+    steps = train_steps(
+        task,
+        spec.tx,
+        state,
+        steps=config.steps,
+        seed=config.seed,
+        eval_every=config.eval_every,
+        eval_params=spec.eval_params,
+    )
     for now in steps:
         step, params = now.state.step, now.state.params
         line: dict[str, Any] = {}

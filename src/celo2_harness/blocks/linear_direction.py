@@ -1,0 +1,96 @@
+"""A learned linear rule as an Optax transformation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from celo2_harness._types import Params, Updates
+from celo2_harness.blocks.views import WeightDimensionNumbers, matrix_views, zeros_like_params
+from celo2_harness.rule import linear_leaf_direction, resolve_state_dtype
+from celo2_harness.weights import LinearWeights, load_weights
+
+
+class LinearState(NamedTuple):
+    """Step count, per decay a momentum of every parameter, and a second moment of each."""
+
+    count: Int[Array, ""]
+    mu: tuple[Updates, ...]
+    nu: Updates
+
+
+# Leaves of one view are traced once, and run as one call each outside of jit.
+_leaf_direction = jax.jit(linear_leaf_direction, static_argnums=(1, 2))
+
+
+def linear_direction(
+    weights: LinearWeights | str = "celo2_linear",
+    total_steps: int | None = None,
+    *,
+    weight_dimension_numbers: WeightDimensionNumbers = None,
+    state_dtype: Any = "float32",
+) -> optax.GradientTransformation:
+    """A weighted sum of gradient and momenta, each whitened, with weights that change over the run.
+
+    m_k <- b_k m_k + (1 - b_k) g,  v <- b v + (1 - b) g^2;
+    u = sum over k of w_k exp(s_k (t - 1/2)) c_k / RMS(c_k),  c_k = m_k / (v / mean(v) + floor)^power,  m_0 = g,
+
+    with t the fraction of the run, and means over one matrix or vector. The direction does not depend on the unit of
+    the gradient. The bundled rule was searched inside of `in_eigenbasis(..., mode="act")`, where second moments belong
+    to the columns of the basis.
+
+    Args:
+        weights: `LinearWeights`, or what `load_weights` takes.
+        total_steps: The length of the run in steps; after it t stays at 1. None: t is 1 from the start, which is the
+            rule at the end of a run, with the longest average. It suits a constant learning rate.
+        weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
+        state_dtype: The dtype of momenta and second moment, float32 or bfloat16. Arithmetic is float32.
+
+    Returns:
+        An `optax.GradientTransformation` whose state is one more than the number of momenta times the parameters; three
+        for the bundled rule. Updates keep the gradient's dtype. A matrix whose gradients have all been zero gets
+        direction zero; one whose gradient (or its square) is not finite too, and its state stays.
+
+    Raises:
+        WeightsError: The weights cannot be loaded, or are no linear rule.
+        ValueError: Unknown `state_dtype`, or `total_steps` below one; in `update`, a view that does not fit its leaf.
+
+    Example:
+        >>> tx = linear_direction("celo2_linear", total_steps=100)
+        >>> params = {"w": jnp.ones((4, 8))}
+        >>> updates, state = tx.update({"w": jnp.ones((4, 8))}, tx.init(params))
+        >>> len(state.mu), round(float(updates["w"][0, 0]), 3)  # at the start little but the gradient
+        (2, 0.354)
+    """
+    weights = load_weights(weights, kind=LinearWeights)
+    config = weights.config
+    dtype = resolve_state_dtype(state_dtype)
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(f"linear_direction: total_steps = {total_steps!r}, expected at least 1.")
+
+    def init_fn(params: Params) -> LinearState:
+        momenta = tuple(zeros_like_params(params, dtype) for _ in config.momentum_decays)
+        return LinearState(jnp.zeros([], jnp.int32), momenta, zeros_like_params(params, dtype))
+
+    def update_fn(updates: Updates, state: LinearState, params: Params | None = None) -> tuple[Updates, LinearState]:
+        del params
+        gradients, treedef = jax.tree.flatten(updates)
+        views = matrix_views(updates, weight_dimension_numbers)
+        fraction = jnp.ones([]) if total_steps is None else jnp.minimum(state.count / total_steps, 1.0)
+        directions, mus, nus = list(gradients), [], []
+        mu_trees = [treedef.flatten_up_to(tree) for tree in state.mu]
+        for i, nu in enumerate(treedef.flatten_up_to(state.nu)):
+            mu = [leaves[i] for leaves in mu_trees]
+            if gradients[i].size:
+                u, mu, nu = _leaf_direction(weights.theta, config, views[i], gradients[i], mu, nu, fraction)
+                directions[i] = u.astype(gradients[i].dtype)
+                mu, nu = [m.astype(dtype) for m in mu], nu.astype(dtype)
+            mus.append(mu)
+            nus.append(nu)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        momenta = tuple(treedef.unflatten([mu[k] for mu in mus]) for k in range(len(mu_trees)))
+        return treedef.unflatten(directions), LinearState(count, momenta, treedef.unflatten(nus))
+
+    return optax.GradientTransformation(init_fn, update_fn)  # type: ignore[arg-type]
