@@ -63,5 +63,51 @@ def test_the_kernel_lowers_for_a_gpu():
 
 
 def test_an_unknown_kernel_is_refused():
-    with pytest.raises(ValueError, match="kernel = 'cuda': expected one of xla, pallas"):
+    with pytest.raises(ValueError, match="kernel = 'cuda': expected one of auto, xla, pallas"):
         harness.build("celo2_ortho", kernel="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernels_keep_the_states_dtype_and_ignore_matrices_without_a_gradient(dtype):
+    view, rng = VIEWS["stacked"], np.random.default_rng(1)
+    g = jnp.asarray(rng.normal(size=view.shape), jnp.bfloat16).at[1].set(0.0).at[0, 0, 0].set(jnp.nan)
+    moments = init_moments(CELO2_CONFIG, view, jnp.dtype(dtype))
+    found = [leaf_direction(THETA, CELO2_CONFIG, view, g, g, moments, kernel) for kernel in ("xla", "pallas")]
+    for got in found:
+        assert jax.tree.map(lambda x: x.dtype, got.moments) == jax.tree.map(lambda x: x.dtype, moments)
+        assert not np.any(got.direction[1]) and np.any(got.direction[0])
+    assert relative_error(found[1].direction, found[0].direction) <= 1e-5
+
+
+def test_leaves_that_share_a_batch_agree_too():
+    # Of different shapes, so that some are padded; and one that lies transposed.
+    shapes = {"a": (5, 9), "b": (9, 6), "c": (4, 8), "bias": (7,), "scale": (3,)}
+    rng = np.random.default_rng(2)
+    params, grads = (
+        {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()} for _ in range(2)
+    )
+    found = []
+    for kernel in ("xla", "pallas"):
+        tx = c2.celo2_direction("celo2", kernel=kernel)
+        found.append(jax.jit(tx.update)(grads, tx.init(params), params))
+    for name in shapes:
+        assert relative_error(found[1][0][name], found[0][0][name]) <= 1e-5
+    jax.tree.map(lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-6), found[1][1], found[0][1])
+
+
+def test_the_kernels_run_in_a_batch_of_leaves():
+    view, rng = VIEWS["odd sizes"], np.random.default_rng(3)
+    g = jnp.asarray(rng.normal(size=(3, *view.shape)), jnp.float32)
+    moments = init_moments(CELO2_CONFIG, view)
+    found = [
+        jax.vmap(lambda g, kernel=kernel: leaf_direction(THETA, CELO2_CONFIG, view, g, g, moments, kernel).direction)(g)
+        for kernel in ("xla", "pallas")
+    ]
+    assert relative_error(found[1], found[0]) <= 1e-5
+
+
+def test_the_report_says_how_updates_are_computed():
+    params = {"fc": {"kernel": jnp.zeros((8, 4))}}
+    assert "by XLA (kernel='auto')" in c2.describe(params)
+    assert "in Pallas kernels (kernel='pallas')" in c2.describe(params, kernel="pallas")
+    assert "precision BF16_BF16_F32" in c2.describe(params, precision="BF16_BF16_F32")

@@ -89,7 +89,7 @@ def leaf_direction(
     gradient: Float[Array, "*leaf"],
     parameter: Float[Array, "*leaf"],
     moments: Moments,
-    kernel: str = "xla",
+    kernel: str = "auto",
     after: Float[Array, ""] | float = 0.0,
     column_parts: int = 1,
 ) -> LeafResult:
@@ -169,7 +169,7 @@ def batch_direction(
     gradients: Sequence[Float[Array, "..."]],
     parameters: Sequence[Float[Array, "..."]],
     moments: Sequence[Moments],
-    kernel: str = "xla",
+    kernel: str = "auto",
     after: Float[Array, ""] | float = 0.0,
 ) -> BatchResult:
     """What `leaf_direction` does for each leaf of a batch, with one evaluation of the network.

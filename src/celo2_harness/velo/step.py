@@ -44,7 +44,7 @@ def velo_step(
     memory: Memory,
     loss: Float[Array, ""],
     num_steps: Float[Array, ""] | Int[Array, ""] | int,
-    kernel: str = "xla",
+    kernel: str = "auto",
 ) -> tuple[list[Array], Memory, Thoughts]:
     """The updates of all leaves, in float32, to be added to the parameters.
 
