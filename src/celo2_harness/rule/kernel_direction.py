@@ -198,7 +198,8 @@ class _Tile(NamedTuple):
     mask: Any
 
     def __getitem__(self, index: Any) -> Array:
-        ref = self.ref if index is ... else self.ref.at[index]
+        # A NumPy number: the interpreter asks an index for its shape.
+        ref = self.ref if index is ... else self.ref.at[np.int32(index)]
         return ref[...] if self.mask is None else triton.load(ref, mask=self.mask, other=0.0)
 
     def write(self, x: Array) -> None:
