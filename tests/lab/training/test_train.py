@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -188,8 +189,9 @@ def test_settings_tell_weights_by_their_numbers():
 
 def test_a_run_of_several_steps_per_call_is_resumed_to_the_same_numbers(task, tmp_path, monkeypatch):
     """As on an accelerator; checkpoints are written at the first chance after they are due."""
-    monkeypatch.setattr("celo2_harness.lab.training.train.steps_per_call", lambda *intervals: 4)
-    monkeypatch.setattr("celo2_harness.lab.training.train.share_of_peak", lambda flops, seconds: 0.4)
+    module = sys.modules[train.__module__]
+    monkeypatch.setattr(module, "steps_per_call", lambda *intervals: 4)
+    monkeypatch.setattr(module, "share_of_peak", lambda flops, seconds: 0.4)
     config = TrainConfig(steps=22, eval_every=8, log_every=4, checkpoint_every=5)
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert run(task, whole, config=config).step == 22
