@@ -14,6 +14,7 @@ from celo2_harness.rule import CELO2_CONFIG, default_view, init_moments, leaf_di
 from celo2_harness.rule.channels import channel_groups, input_scales
 from celo2_harness.rule.features import leaf_statistics
 from celo2_harness.rule.kernel import network_in_tiles
+from celo2_harness.rule.kernel_direction import direction_in_tiles
 from celo2_harness.rule.network import first_layer
 
 THETA = c2.Theta(*map(jnp.asarray, random_theta(30, 3)))
@@ -44,22 +45,51 @@ def test_both_kernels_agree(name):
 
 # Newer versions of JAX announce that Pallas will leave Triton for Mosaic.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
-def test_the_kernel_lowers_for_a_gpu():
+@pytest.mark.parametrize(("name", "kernels"), [("several tiles", 3), ("odd sizes", 3), ("stacked vectors", 2)])
+def test_the_kernels_lower_for_a_gpu(name, kernels):
     # Lowering needs no GPU; it is where unsupported operations and tiles are refused.
-    view = VIEWS["several tiles"]
+    view = VIEWS[name]
     arguments = (jnp.zeros(view.shape), jnp.zeros(view.shape), init_moments(CELO2_CONFIG, view))
+    direction = lambda *arguments: direction_in_tiles(THETA, CELO2_CONFIG, view, *arguments)
+    text = _lowered_for_a_gpu(direction, *arguments)
+    assert text.count("xla.gpu.triton") == kernels and "stablehlo.case" not in text
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_the_network_alone_lowers_for_a_gpu():
+    view = VIEWS["several tiles"]
 
     def direction(g, p, moments):
         groups = channel_groups(CELO2_CONFIG, view, leaf_statistics(view, g, p, moments))
         layer = first_layer(THETA, view, groups, input_scales(view, groups))
         return network_in_tiles(view, THETA, layer, groups[0], interpret=False)
 
+    arguments = (jnp.zeros(view.shape), jnp.zeros(view.shape), init_moments(CELO2_CONFIG, view))
+    assert "triton" in _lowered_for_a_gpu(direction, *arguments)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_on_a_gpu_the_kernels_are_the_default(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    view = VIEWS["several tiles"]
+    step = lambda *arrays: leaf_direction(THETA, CELO2_CONFIG, view, *arrays)[:2]
+    arguments = (jnp.zeros(view.shape), jnp.zeros(view.shape), init_moments(CELO2_CONFIG, view))
+    assert _lowered_for_a_gpu(step, *arguments).count("xla.gpu.triton") == 3
+    # The same program may yet be compiled for a CPU, which has no such kernels.
+    assert "triton" not in jax.jit(step).trace(*arguments).lower(lowering_platforms=("cpu",)).as_text()
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert "triton" not in _lowered_for_a_gpu(step, *arguments)
+
+
+def _lowered_for_a_gpu(function, *arguments):
     # JAX 0.12 asks for which one.
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(direction).trace(*arguments)
-        assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+        # A new function, so that nothing of an earlier trace is taken.
+        traced = jax.jit(lambda *arguments: function(*arguments)).trace(*arguments)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_an_unknown_kernel_is_refused():
