@@ -82,7 +82,7 @@ def direction_in_tiles(
         moments.nu.reshape(flat.viewed),
         () if moments.diag is None else tuple(d.reshape(flat.viewed) for d in moments.diag),
     )
-    row, col, thin = None, None, _Thin((), (), jnp.zeros([0, flat.viewed[0]]))
+    row, col, thin = None, None, _Thin((), (), jnp.zeros([1, flat.viewed[0]]))
     if view.factored is not None:
         # Otherwise XLA computes them anew wherever they are read, and copies the old ones for that.
         row, col = jax.lax.optimization_barrier(
