@@ -40,7 +40,12 @@ def test_both_kernels_agree(name):
     wanted, new = step("xla", g, p, moments)
     got, same = step("pallas", g, p, moments)
     assert relative_error(got, wanted) <= 1e-5
-    jax.tree.map(np.testing.assert_array_equal, same, new)
+    for field in ("mu", "nu", "diag"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(same, field), getattr(new, field))
+    # Their sums run in the order of the tiles: a few units in the last place.
+    for field in ("row", "col"):
+        one_by_one = lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-7)
+        jax.tree.map(one_by_one, getattr(same, field), getattr(new, field))
 
 
 # Newer versions of JAX announce that Pallas will leave Triton for Mosaic.
