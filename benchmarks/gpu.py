@@ -16,6 +16,7 @@ for, and words that are moved per parameter. Kernels of products are not tuned t
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -175,16 +176,15 @@ def items(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
 
 
 def measure(item: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    bfloat16 = {"dtype": "bfloat16"}
     if item[0] == "updates":
         result = update(item[1], item[2], options.calls)
     elif item[0] == "products":
         result = products(None if item[1] == "None" else item[1], 16 if options.tiny else 1024, options.calls)
     elif item[0] == "training":
-        config = TINY if options.tiny else GPTConfig(**vars(TOKEN_MODELS["gpt2-124m"]) | bfloat16)
+        config = TINY if options.tiny else dataclasses.replace(TOKEN_MODELS["gpt2-124m"], dtype="bfloat16")
         result = training(config, item[1], 2 if options.tiny else options.batch, 5, 2 if options.tiny else 6)
     else:
-        config = TINY if options.tiny else GPTConfig(**vars(TOKEN_MODELS["gpt3-xl-1.3b"]) | bfloat16)
+        config = TINY if options.tiny else dataclasses.replace(TOKEN_MODELS["gpt3-xl-1.3b"], dtype="bfloat16")
         result = training(config, item[1], 2 if options.tiny else 4, 4, 5)
     return {"device": jax.devices()[0].device_kind, "jax": jax.__version__, **result}
 
@@ -212,7 +212,7 @@ def count(tree: str, name: str) -> dict[str, Any]:
     line: dict[str, Any] = {"operations": text.count(" = "), "pallas_calls": text.count("@__gpu$xla.gpu.triton")}
     if device is not None:
         began = _processor_seconds()
-        launches = count_launches(lowered.compile().as_text())
+        launches = count_launches(lowered.compile().as_text() or "")
         parameters = sum(x.size for x in jax.tree.leaves(shapes))
         line |= {
             "launches": launches.kernels,

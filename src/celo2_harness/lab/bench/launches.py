@@ -61,7 +61,8 @@ def count_launches(program: str) -> Launches:
             computations[current] = []
             entry = current if found[1] else entry
         elif found := _INSTRUCTION.match(line):
-            computations[current].append(found.groups())
+            name, shape, opcode, operands, rest = found.groups()
+            computations[current].append((name, shape, opcode, operands, rest))
     known: dict[str, Launches] = {}
 
     def count(name: str) -> Launches:

@@ -120,8 +120,8 @@ def train_chunk(
     """
 
     def step(state: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], Array]:
-        *state, loss = train_step(task, tx, *state, batch)
-        return tuple(state), loss
+        params, opt_state, loss = train_step(task, tx, *state, batch)
+        return (params, opt_state), loss
 
     (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), batches)
     return params, opt_state, losses
