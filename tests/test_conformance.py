@@ -43,6 +43,7 @@ TABLE = {
     "normalize_rms none": c2.normalize_rms("none"),
     "scale_by_celo2": c2.scale_by_celo2(TINY, orthogonalize=True),
     "scale_by_shape": c2.scale_by_shape(),
+    "scale_by_width": c2.scale_by_width(),
     "mix_momenta": c2.mix_momenta((0.9, 0.99), (0.7, 0.3)),
     "mix_momenta on schedules, bfloat16 state": c2.mix_momenta(
         (0.9, 0.99), (lambda count: 1 / (1 + count), 0.3), lambda count: 0.9, state_dtype="bfloat16"

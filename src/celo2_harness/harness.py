@@ -37,7 +37,13 @@ from celo2_harness.presets import (
     register_preset as register_preset,
 )
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import kernel_here, resolve_kernel, resolve_state_dtype, usual_precision
+from celo2_harness.rule import (
+    kernel_here,
+    resolve_kernel,
+    resolve_state_dtype,
+    sees_training_fraction,
+    usual_precision,
+)
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
@@ -58,7 +64,7 @@ ByRole = ScalarOrSchedule | Mapping[str, Any]
 
 
 def build(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     *,
@@ -90,7 +96,8 @@ def build(
 
     Args:
         preset: A name out of `presets()`, or a `Preset`.
-        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule,
+        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden
+            matrix, in `celo2` one of 128 x 128), or an Optax schedule,
             which is taken as it is (under `optax.inject_hyperparams` it arrives as a number, and is multiplied by
             `schedule` if `total_steps` is given). None: the preset's default.
         total_steps: The length of the run in steps, for the schedule. None: a number is a constant learning rate. VeLO
@@ -140,7 +147,7 @@ def build(
         TypeError: An argument of the wrong type.
 
     Example:
-        >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)
+        >>> tx = build(total_steps=1000, weight_decay=0.1)
         >>> params = {"layer": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
         >>> updates, state = tx.update(params, tx.init(params), params)
         >>> jax.tree.map(jnp.shape, updates)
@@ -182,7 +189,7 @@ def build(
     return _explained(plan.preset.name, tx)
 
 
-def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: Any) -> str:
+def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -> str:
     """What `build` would do with every leaf, as a printable table.
 
     Args:
@@ -214,7 +221,7 @@ def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: 
 
 @_checked
 def learning_rate_schedule(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     schedule: str = "warmup_cosine",
@@ -292,7 +299,9 @@ def _plan(
     """The arguments of `build` and `describe`, checked and resolved."""
     recipe = find_preset(preset)
     rate = _learning_rate(recipe, learning_rate, total_steps, schedule, warmup)
-    if recipe.needs_num_steps and total_steps is None:
+    loaded = preset_weights(recipe, weights)
+    needs_num_steps = recipe.needs_num_steps or isinstance(loaded, Weights) and sees_training_fraction(loaded.config)
+    if needs_num_steps and total_steps is None:
         raise ValueError(f"preset {recipe.name}: total_steps is missing; the rule needs the length of the run.")
     decays = _by_role("weight_decay", weight_decay, "hidden")
     factor = {} if rest_learning_rate_factor is None else rest_learning_rate_factor
@@ -311,7 +320,7 @@ def _plan(
         rest=_rest_terms(recipe, factors, decays, number("rest_weight_decay", rest_weight_decay), asked),
         weight_decay_mode=choose(weight_decay_mode, {mode: mode for mode in get_args(Mode)}, "weight_decay_mode"),
         settings=Settings(
-            weights=preset_weights(recipe, weights),
+            weights=loaded,
             state_dtype=resolve_state_dtype(state_dtype),
             kernel=resolve_kernel(kernel),
             precision=precision,

@@ -24,6 +24,7 @@ from celo2_harness.blocks import (
     orthogonalize,
     scale_by_celo2,
     scale_by_shape,
+    scale_by_width,
 )
 from celo2_harness.blocks.in_eigenbasis import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers, optax_dimension_numbers
@@ -155,6 +156,7 @@ def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformat
         kernel=settings.kernel,
         precision=settings.precision,
         sharding=settings.sharding,
+        total_steps=settings.total_steps,
     )
 
 
@@ -192,6 +194,7 @@ def _in_eigenbasis(direction: optax.GradientTransformation, mode: Mode, settings
         in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views, sharding=sharding),
         orthogonalize(weight_dimension_numbers=views, precision=settings.precision, sharding=sharding),
         normalize_rms(weight_dimension_numbers=views),
+        scale_by_width(weight_dimension_numbers=views),
     )
 
 
@@ -212,6 +215,7 @@ def _celo2_in_eigenbasis(settings: Settings) -> optax.GradientTransformation:
             state_dtype=dtype,
             kernel=settings.kernel,
             sharding=settings.sharding,
+            total_steps=settings.total_steps,
         )
     return _in_eigenbasis(direction, "act", settings)
 
@@ -254,16 +258,16 @@ _PRESETS: dict[str, Preset] = {
             name="celo2",
             description="Learned rule in the gradients' eigenbasis + Newton-Schulz for hidden matrices, AdamW else",
             hidden=Group("celo2 in the eigenbasis + Newton-Schulz", _celo2_in_eigenbasis),
-            rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
-            learning_rate=4e-3,
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=4.0),
+            learning_rate=3e-3,
             weights="celo2_linear",
         ),
         Preset(
             name="modern_muon",
             description="The same stack with two momenta, whitened (SOAP), in place of the learned rule",
             hidden=Group("momenta whitened in the eigenbasis + Newton-Schulz", _modern_muon),
-            rest=dataclasses.replace(_ADAMW, learning_rate_factor=4.0),
-            learning_rate=3e-3,
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
+            learning_rate=2.4e-3,
         ),
         Preset(
             name="celo2_ortho",

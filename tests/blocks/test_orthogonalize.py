@@ -70,6 +70,16 @@ def test_scale_by_shape():
     np.testing.assert_allclose(got, np.sqrt(6.0), rtol=1e-6)
 
 
+def test_steps_of_all_widths_have_one_norm(key):
+    tree = {"wide": normal(key, (3, 8, 32)), "square": normal(key, (16, 16)), "b": jnp.ones(5)}
+    got = apply(optax.chain(c2.normalize_rms(), c2.scale_by_width(16)), tree)
+    np.testing.assert_allclose(jnp.linalg.norm(got["wide"], axis=(1, 2)), 16.0, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(got["square"]), 16.0, rtol=1e-5)
+    np.testing.assert_allclose(got["b"], tree["b"], rtol=1e-6)
+    got = apply(c2.scale_by_width(32, 0.5, weight_dimension_numbers=MuonDimensionNumbers((0, 1), (2,))), tree["wide"])
+    np.testing.assert_allclose(got, tree["wide"] * (32 / np.sqrt(24 * 32)) ** 0.5, rtol=1e-6)
+
+
 def test_a_semi_orthogonal_matrix_gets_the_rms_asked_for(key):
     tree = {"w": normal(key, (4, 12))}
     got = apply(optax.chain(c2.orthogonalize([(1.5, -0.5, 0.0)] * 20), c2.scale_by_shape(0.2)), tree)["w"]

@@ -21,6 +21,7 @@ def scale_by_celo2(
     kernel: str = "auto",
     precision: Any = None,
     sharding: LeafShardings = None,
+    total_steps: int | None = None,
 ) -> optax.GradientTransformation:
     """`celo2_direction`, then (if asked) `orthogonalize`, then `normalize_rms`: the published scale_by_celo2.
 
@@ -33,6 +34,7 @@ def scale_by_celo2(
         kernel: How the learned rule is computed (see `celo2_direction`).
         precision: The precision of the products of Newton-Schulz (see `orthogonalize`).
         sharding: How the updates lie on a mesh (see `orthogonalize`).
+        total_steps: The length of the run, for weights that see the training fraction (see `celo2_direction`).
 
     Returns:
         An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
@@ -52,7 +54,12 @@ def scale_by_celo2(
     views = weight_dimension_numbers
     blocks = [
         celo2_direction(
-            weights, weight_dimension_numbers=views, state_dtype=state_dtype, kernel=kernel, sharding=sharding
+            weights,
+            weight_dimension_numbers=views,
+            state_dtype=state_dtype,
+            kernel=kernel,
+            sharding=sharding,
+            total_steps=total_steps,
         )
     ]
     if orthogonalize:

@@ -37,6 +37,10 @@ from celo2_harness.rule.rms import (
     rms_divisor as rms_divisor,
     rolling_mean_square as rolling_mean_square,
 )
+from celo2_harness.rule.training_fraction import (
+    at_training_fraction as at_training_fraction,
+    sees_training_fraction as sees_training_fraction,
+)
 from celo2_harness.rule.view import (
     MatrixView as MatrixView,
     default_view as default_view,

@@ -2,7 +2,8 @@
 
 A channel is a product, given as its factors: arrays that broadcast to the viewed leaf. Factors that depend on the row
 or the column alone stay thin (one of their matrix axes has length one): neither the network nor the mean square of a
-channel needs them at full size. To add a feature, add a row of `FEATURES`, and name it in a `RuleConfig`.
+channel needs them at full size. The training fraction is no product at all, but a part of the network's bias (see
+`training_fraction.py`). To add a feature, add a row of `FEATURES`, and name it in a `RuleConfig`.
 """
 
 import functools
@@ -120,6 +121,8 @@ FEATURES: dict[str, Feature] = {
         False,
         lambda s: tuple((m, *factors) for m, factors in zip(s.momentum, s.factored_inverse_rms, strict=True)),
     ),
+    # The same for all parameters: `at_training_fraction` makes it a part of the bias.
+    "training_fraction": Feature(_one, True, lambda s: ()),
 }
 
 

@@ -373,11 +373,12 @@ def _full_channels(
     config: RuleConfig, rows: Sequence[int], is_matrix: bool, statistics: LeafStatistics
 ) -> list[Channel]:
     """The channels that belong to these rows of `w0`, of a tile."""
-    channels: list[Channel] = []
+    channels: dict[int, Channel] = {}
+    row = 0
     for name, count in zip(config.features, channel_counts(config), strict=True):
-        feature = FEATURES[name]
-        there = is_matrix or feature.for_vectors
-        channels += feature.compute(statistics) if there else ((),) * count
+        if is_matrix or FEATURES[name].for_vectors:
+            channels |= dict(enumerate(FEATURES[name].compute(statistics), start=row))
+        row += count
     return [channels[row] for row in rows]
 
 

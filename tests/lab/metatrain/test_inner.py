@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import TINY, TINY_CONFIG, assert_trees_close
+from helpers import TINY, TINY_CONFIG, assert_trees_close, random_theta
 
 import celo2_harness as c2
+from celo2_harness.blocks import in_eigenbasis
 from celo2_harness.lab.metatrain import InnerProblem, MetaTrainConfig, run_groups
 from celo2_harness.lab.metatrain.celo2_rule import LearnedState
 from celo2_harness.lab.metatrain.image_problem import ImageProblem, Layer, init_mlp, mlp_loss
@@ -112,8 +113,9 @@ def transposed(params):
 
 def blocks_of(config):
     """The same update from the public blocks, on kernels inputs x outputs."""
+    direction = c2.celo2_direction(TINY)
     learned = optax.chain(
-        c2.celo2_direction(TINY),
+        in_eigenbasis(direction, mode="act") if config.eigenbasis else direction,
         *([c2.orthogonalize()] if config.variant == "ortho" else []),
         c2.normalize_rms(config.rule.normalization),
     )
@@ -146,22 +148,24 @@ def blocks_of(config):
 
 
 @pytest.mark.parametrize(
-    ("variant", "normalization", "widths"),
+    ("variant", "normalization", "widths", "eigenbasis"),
     [
-        ("ortho", "per_step", (64, 3, 10)),
-        ("base", "per_step", (64, 3, 10)),
+        ("ortho", "per_step", (64, 3, 10), False),
+        ("ortho", "per_step", (64, 3, 10), True),
+        ("base", "per_step", (64, 3, 10), False),
         # A square kernel: its last axis counts as the larger one.
-        pytest.param("ortho", "none", (64, 4, 4, 10), marks=pytest.mark.slow),
-        ("base", "clip", (64, 10)),
-        ("base", "rolling", (64, 10)),
+        pytest.param("ortho", "none", (64, 4, 4, 10), False, marks=pytest.mark.slow),
+        ("base", "clip", (64, 10), False),
+        ("base", "rolling", (64, 10), False),
     ],
 )
-def test_steps_are_those_of_the_blocks(variant, normalization, widths, key):
+def test_steps_are_those_of_the_blocks(variant, normalization, widths, eigenbasis, key):
     """Two unrolls at once, as estimators run them, against one of them by the blocks."""
     problem = problem_of(
         variant=variant,
         widths=("-".join(map(str, widths)),),
         augmentation=10.0,
+        eigenbasis=eigenbasis,
         rule=dataclasses.replace(TINY_CONFIG, normalization=normalization),
     )
     tx = blocks_of(problem.config)
@@ -188,6 +192,20 @@ def test_steps_are_those_of_the_blocks(variant, normalization, widths, key):
         unrolls, ours, params, state, loss = both(unrolls, params, state, rows, jnp.array(t))
         np.testing.assert_allclose(ours, loss, rtol=1e-5)
         assert_trees_close(jax.tree.map(lambda x: x[1], unrolls.params), transposed(params), 1e-4)
+
+
+def test_a_rule_sees_the_fraction_of_its_unroll(key):
+    """After a quarter the channel is -1/2, a part of the bias."""
+    features = (*TINY_CONFIG.features, "training_fraction")
+    theta = random_theta(5, 2)
+    timed = problem_of(rule=dataclasses.replace(TINY_CONFIG, features=features))
+    at_quarter = theta._replace(w0=theta.w0[:4], b0=theta.b0 - 0.5 * theta.w0[4])
+    clock = Clock(jnp.array(5), jnp.array(20))
+    stepped = [
+        jax.jit(problem.step)(numbers, timed.fresh(key), clock, DATA, jnp.arange(4))[0].params
+        for problem, numbers in ((timed, theta), (problem_of(), at_quarter))
+    ]
+    assert_trees_close(*stepped, 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
@@ -225,6 +243,7 @@ def test_networks_share_the_tasks_of_every_set():
         ({"sigma": float("nan")}, "sigma = nan"),
         ({"augmentation": 0.5}, "augmentation = 0.5, expected at least 1"),
         ({"last_part": 0.0}, "last_part = 0.0"),
+        ({"reference": "muon"}, "reference = muon, expected none, or at least one of instances"),
         ({"inner_learning_rates": (0.1, 0.01)}, "inner_learning_rates = .* in order"),
         ({"longest_unroll": 50}, "longest_unroll = 50, expected at least shortest_unroll = 100"),
         ({"widths": ("784-10",)}, "widths = 784-10: expected layers from 64 inputs"),

@@ -21,7 +21,8 @@ from celo2_harness.lab.metatrain import (
     run_groups,
     run_metatrain,
 )
-from celo2_harness.lab.metatrain.celo2_rule import AdamState, LearnedState
+from celo2_harness.lab.metatrain.adam import AdamState
+from celo2_harness.lab.metatrain.celo2_rule import LearnedState
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.lab.metatrain.text_problem import TextProblem, TinyGPTConfig, init_tiny_gpt, tiny_gpt_losses
 from celo2_harness.lab.tasks import GPTConfig, byte_classes, gpt_loss, init_gpt, split_text

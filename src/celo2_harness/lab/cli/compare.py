@@ -27,7 +27,7 @@ class Config:
     Results go to a folder as they come; runs that are there already are not repeated.
     """
 
-    preset: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--presets"])] = ("celo2_ortho", "muon", "adamw")
+    preset: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--presets"])] = ("celo2", "muon", "adamw")
     """Optimizers; `celo2 presets` lists them."""
     learning_rate: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--learning-rates"])] = ()
     """Peak learning rates; each preset is run at each of them and its best is shown. By default the preset's own."""

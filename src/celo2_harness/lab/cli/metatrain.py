@@ -50,7 +50,8 @@ class Config:
     """Text file of the tasks on text, which --text-tasks asks for; by default the language reference that comes with
     Python."""
     start_from: str | None = None
-    """Weights to begin with: a bundled name or a file; by default random ones."""
+    """Weights to begin with: a bundled name, a file, or a rule made by hand: muon, or (with --eigenbasis) soap;
+    muon:1,1.9,0.76 has weights of the gradient and the momenta of one's own. By default random ones."""
     out: Path = Path("runs/metatrain")
     """Folder of the run."""
     resume: bool = False

@@ -27,7 +27,7 @@ class Config:
     """Text file to learn from, of any kind; by default the language reference that comes with Python."""
     model: str = "nano"
     """Size of the model: nano (0.9 million parameters), small (11), gpt2 (86) or gpt3-xl (1213)."""
-    preset: str = "celo2_ortho"
+    preset: str = "celo2"
     """Optimizer; `celo2 presets` lists them."""
     learning_rate: float | None = None
     """Peak learning rate; by default the preset's."""

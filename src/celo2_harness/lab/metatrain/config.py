@@ -20,10 +20,12 @@ class MetaTrainConfig:
 
     Attributes:
         variant: "ortho" (matrices follow the learned rule and Newton-Schulz, biases Adam), "base" (everything follows
-            the learned rule), or "velo_s" (everything follows a small VeLO, for which `rule`, `hidden`, `adam_factor`
-            and the inner step sizes and schedules do not count).
+            the learned rule), or "velo_s" (everything follows a small VeLO, for which `rule`, `hidden`, `eigenbasis`,
+            `adam_factor` and the inner step sizes and schedules do not count).
         rule: The features, decays and normalisation of the rule.
         hidden: The units of each hidden layer of the rule's network.
+        eigenbasis: Whether the rule acts in the eigenbasis of the gradients' covariance on hidden matrices, as the
+            preset `celo2` has it (see `in_eigenbasis`).
         widths: The layer widths of the inner networks, one word per network, over which the tasks of each image set are
             spread: for example "64-32-10", or "64-32-10" and "64-64-10".
         batch: The number of images in an inner step.
@@ -41,6 +43,10 @@ class MetaTrainConfig:
         sigma: The standard deviation of the perturbation of every number of theta.
         meta_loss: "mean" for the mean of the training losses of an unroll, "last" for that of its last steps.
         last_part: The part of an unroll that counts for the meta-loss "last".
+        instances: The number of different unrolls of a task, each with its own start, length, step size and batches,
+            among which every new one is drawn; 0 for no end of them.
+        reference: "muon" for a meta-loss relative to what Muon reaches in the same unroll, with the same start, step
+            size and batches; "none" for the loss itself. It is measured once for each of the `instances`.
         augmentation: The bound of alpha: parameters are divided by alpha at the start and multiplied by alpha in the
             loss, and alpha is log-uniform in [1 / augmentation, augmentation]. 1 switches it off.
         iterations: The number of outer iterations.
@@ -54,6 +60,7 @@ class MetaTrainConfig:
     variant: Literal["ortho", "base", "velo_s"] = "ortho"
     rule: RuleConfig = RuleConfig()
     hidden: int = 8
+    eigenbasis: bool = False
     widths: tuple[str, ...] = ("64-32-10",)
     batch: int = 64
     tasks_per_set: int = 8
@@ -69,6 +76,8 @@ class MetaTrainConfig:
     sigma: float = 0.01
     meta_loss: Literal["mean", "last"] = "mean"
     last_part: float = 0.1
+    instances: int = 0
+    reference: Literal["none", "muon"] = "none"
     augmentation: float = 1000.0
     iterations: int = 100_000
     outer_learning_rate: float = 5e-5
@@ -86,7 +95,7 @@ class MetaTrainConfig:
         """What is learned, as functions of theta."""
         if self.variant == "velo_s":
             return VeloLearning()
-        return Celo2Learning(self.rule, self.hidden, self.variant == "ortho", self.adam_factor)
+        return Celo2Learning(self.rule, self.hidden, self.variant == "ortho", self.adam_factor, self.eigenbasis)
 
     def __post_init__(self) -> None:
         check_config(self.rule, "rule")
@@ -97,7 +106,7 @@ class MetaTrainConfig:
         low, high = self.inner_learning_rates
         # Comparisons are written so that NaN fails them.
         one_or_more = ("hidden", "batch", "tasks_per_set", "text_batch", "shortest_unroll", "truncation", "iterations")
-        zero_or_more = ("adam_factor", "outer_learning_rate", "outer_weight_decay", "text_tasks")
+        zero_or_more = ("adam_factor", "outer_learning_rate", "outer_weight_decay", "text_tasks", "instances")
         expected = {
             **{name: (getattr(self, name) >= 1, "at least 1") for name in one_or_more},
             **{name: (0 <= getattr(self, name) < float("inf"), "a finite number, at least 0") for name in zero_or_more},
@@ -105,6 +114,10 @@ class MetaTrainConfig:
             "augmentation": (1 <= self.augmentation < float("inf"), "at least 1"),
             "seed": (0 <= self.seed < 2**32, "at least 0 and below 2^32"),
             "last_part": (0 < self.last_part <= 1, "above 0 and at most 1"),
+            "reference": (
+                self.reference == "none" or self.instances > 0,
+                "none, or at least one of instances, whose reference is measured",
+            ),
             "inner_learning_rates": (0 < low <= high < float("inf"), "(lowest, highest), above 0 and in order"),
             "longest_unroll": (
                 self.longest_unroll >= self.shortest_unroll,

@@ -46,12 +46,8 @@ class InnerStep(NamedTuple):
 
 
 @runtime_checkable
-class LearnedRule(Protocol):
-    """A kind of rule whose numbers theta are learned. Its own settings are fields; all methods are pure functions."""
-
-    def init(self, key: Array) -> Any:
-        """Returns a random theta."""
-        ...
+class InnerRule(Protocol):
+    """A rule that trains inner networks. Its own settings are fields; all methods are pure functions."""
 
     def start(self, layout: Sequence[InnerLeaf], leaves: Sequence[Array]) -> Any:
         """Returns the state of the rule before the first step of an unroll."""
@@ -59,6 +55,15 @@ class LearnedRule(Protocol):
 
     def step(self, theta: Any, leaves: Sequence[Array], state: Any, step: InnerStep) -> tuple[list[Array], Any]:
         """Returns the parameters and the state after a step."""
+        ...
+
+
+@runtime_checkable
+class LearnedRule(InnerRule, Protocol):
+    """A kind of rule whose numbers theta are learned."""
+
+    def init(self, key: Array) -> Any:
+        """Returns a random theta."""
         ...
 
     def weights(self, theta: Any, provenance: Mapping[str, Any]) -> AnyWeights:
