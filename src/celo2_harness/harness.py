@@ -141,10 +141,10 @@ def build(
         their gradients are not looked at.
 
     Raises:
-        ValueError: A value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded;
-            in `init` and `update`, a leaf to train that is no floating-point array, updates or a state of other
-            parameters.
-        TypeError: An argument of the wrong type.
+        ValueError: If a value is out of range, a name is unknown (the nearest one is suggested), or weights cannot be
+            loaded; in `init` and `update`, if a leaf to train is no floating-point array, or updates or a state are of
+            other parameters.
+        TypeError: If an argument is of the wrong type.
 
     Example:
         >>> tx = build(total_steps=1000, weight_decay=0.1)
@@ -190,7 +190,7 @@ def build(
 
 
 def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -> str:
-    """What `build` would do with every leaf, as a printable table.
+    """Returns a printable table of what `build` would do with every leaf.
 
     Args:
         params: A parameter tree; shapes are enough (`jax.eval_shape`).
@@ -215,8 +215,7 @@ def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -
     bound = inspect.signature(build).bind(preset, **arguments)
     bound.apply_defaults()
     plan = _plan(**bound.arguments)
-    report = routing.format_report([plan.row(route) for route in jax.tree.leaves(plan.routes(params))])
-    return f"{report}\n\n{plan.computed()}"
+    return routing.format_report([plan.row(route) for route in jax.tree.leaves(plan.routes(params))], plan.computed())
 
 
 @_checked
@@ -413,7 +412,7 @@ class _Plan:
         return routes
 
     def key(self, route: routing.Route) -> str:
-        """Which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
+        """Returns which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
         group = group_of(route)
         apart = [name for name in (route.role, route.label) if name in self.rest]
         return apart[0] if group == "rest" and apart else group

@@ -45,7 +45,7 @@ _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """What the optimizer of one role differs in from the rest of its preset; None stands for no difference.
+    """The settings in which one role differs from the rest of its preset; None stands for no difference.
 
     Attributes:
         learning_rate_factor: Learning rate over that of hidden matrices, a number or a schedule.
@@ -71,7 +71,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the direction of a preset may depend on.
+    """The arguments of a preset's direction.
 
     Attributes:
         weights: The learned rule; None in presets that have none.
@@ -118,13 +118,13 @@ class Preset:
     """A named optimizer: one group for hidden matrices, one for the rest.
 
     Attributes:
-        name: What `build(preset=...)` takes.
+        name: The name that `build(preset=...)` takes.
         description: One line.
         hidden: Group of leaves labelled "hidden".
         rest: Group of all other leaves, except frozen ones; None: they are in the first group too.
         learning_rate: Default peak learning rate.
         weights: Default weights of the learned rule; None if the preset has none.
-        load: How weights are loaded, if not by `load_weights`. Without default weights they have to be given.
+        load: The function that loads weights; None is `load_weights`. Without default weights they have to be given.
         needs_num_steps: Whether the rule keeps its own time: it needs `total_steps`, and `schedule` and `warmup` have
             no effect.
         roles: Roles of the rest that differ from it (see `build`).
@@ -363,7 +363,7 @@ def register_preset(preset: Preset, *, overwrite: bool = False) -> None:
         overwrite: Whether to replace one of the same name.
 
     Raises:
-        ValueError: The name is taken, and `overwrite` is False.
+        ValueError: If the name is taken, and `overwrite` is False.
 
     Example:
         >>> from celo2_harness import harness
@@ -380,7 +380,7 @@ def find_preset(preset: str | Preset) -> Preset:
     """A preset by name, or the given one.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: If there is none of that name.
     """
     if isinstance(preset, Preset):
         return preset
@@ -395,7 +395,7 @@ def preset_weights(
     """The weights that a preset is built with: the given ones or its own, loaded; None if it has no learned rule.
 
     Raises:
-        ValueError: They cannot be loaded, none are given where there are no default ones, or some where there is no
+        ValueError: If they cannot be loaded, none are given where there are no default ones, or some where there is no
             learned rule.
     """
     if not recipe.learned:

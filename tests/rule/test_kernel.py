@@ -29,7 +29,11 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("name", VIEWS)
+# The others compile long, and are variants.
+SLOW = ("batch axis factored", "stacked vectors", "scalar")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in VIEWS])
 def test_both_kernels_agree(name):
     view, rng = VIEWS[name], np.random.default_rng(0)
     g, p = (jnp.asarray(rng.normal(size=view.shape), jnp.float32) for _ in range(2))

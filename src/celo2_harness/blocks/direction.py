@@ -62,7 +62,7 @@ _batch_direction = jax.jit(batch_direction, static_argnums=(1, 2, 6))
 
 
 def _column_parts(view: MatrixView, place: NamedSharding | None) -> int:
-    """How many devices split the last axis of the view."""
+    """Returns how many devices split the last axis of the view."""
     return 1 if place is None else math.prod(place.mesh.shape[name] for name in viewed_axes(view, place)[-1])
 
 
@@ -124,10 +124,10 @@ def celo2_direction(
         zero gets direction zero. NaN entries of gradients count as zero, infinite ones as +-1000.
 
     Raises:
-        WeightsError: The weights cannot be loaded, or are no network.
-        ValueError: Unknown `state_dtype` or `kernel`; no `total_steps` for weights that need it; in `update`, when
-            `params` is None or another tree than the updates; in `init` and `update`, when a view does not fit its
-            leaf.
+        WeightsError: If the weights cannot be loaded, or are no network.
+        ValueError: If `state_dtype` or `kernel` is unknown, or `total_steps` is missing for weights that need it; in
+            `update`, if `params` is None or another tree than the updates; in `init` and `update`, if a view does not
+            fit its leaf.
 
     Example:
         >>> from celo2_harness import normalize_rms

@@ -78,7 +78,7 @@ def orthogonalize(
         A stateless `optax.GradientTransformation`; updates keep their dtype.
 
     Raises:
-        ValueError: Unknown coefficients; in `update`, a view that does not fit its leaf.
+        ValueError: If the coefficients are unknown; in `update`, if a view does not fit its leaf.
 
     Example:
         >>> import jax.numpy as jnp

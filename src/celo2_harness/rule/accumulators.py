@@ -35,7 +35,7 @@ def resolve_state_dtype(dtype: Any) -> Any:
     """The dtype of momenta and second moment, checked.
 
     Raises:
-        ValueError: Neither float32 nor bfloat16.
+        ValueError: If it is neither float32 nor bfloat16.
     """
     for choice in STATE_DTYPES:
         # Comparing with a dtype raises for words that name none.

@@ -285,7 +285,7 @@ def _direction(
 
 
 def _any_momentum(config: RuleConfig, view: MatrixView, moments: Moments) -> Array:
-    """Whether each matrix (or vector) has had a gradient, by its slowest momentum.
+    """Returns whether each matrix (or vector) has had a gradient, by its slowest momentum.
 
     It is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
     """
@@ -295,7 +295,7 @@ def _any_momentum(config: RuleConfig, view: MatrixView, moments: Moments) -> Arr
 
 
 def _seen(config: RuleConfig, view: MatrixView, gradient: Array, moments: Moments) -> Array:
-    """What `_any_momentum` tells, with less to read where the gradient's mean squares are known."""
+    """Returns what `_any_momentum` tells, with less to read where the gradient's mean squares are known."""
     momentum = lambda moments: _any_momentum(config, view, moments)
     if view.factored is None or view.factored[1] < len(view.viewed) - 2:
         return momentum(moments)

@@ -55,7 +55,7 @@ def product(factors: Sequence[Factor]) -> Float[Array, "..."]:
 
 
 class LeafStatistics(NamedTuple):
-    """What features may read: one leaf in its view, float32, accumulators after this step's gradient.
+    """The inputs of features: one leaf in its view, float32, accumulators after this step's gradient.
 
     `row` and `col` keep the lost axis with length one; of vectors both are the diagonal. `factored_inverse_rms` holds
     per decay the factors (R_k, C_k) of matrices, (1 / sqrt(diag_k + 1e-9),) of vectors.

@@ -104,7 +104,7 @@ def iterate(
 
 
 def prefers_gram(lengths: Sequence[int]) -> bool:
-    """Whether iterating on the Gram matrix needs fewer multiplications for matrices of these lengths."""
+    """Returns whether iterating on the Gram matrix needs fewer multiplications for matrices of these lengths."""
     return max(lengths) >= _GRAM_ASPECT * min(lengths)
 
 

@@ -66,7 +66,7 @@ class VeloWeights(LearnedWeights):
     Weights are equal, and have the same hash, where numbers and configuration are the same.
 
     Attributes:
-        theta: float32 arrays.
+        theta: The arrays, float32.
         config: What theta was trained as.
         provenance: Free facts about the training run, JSON values.
     """
@@ -100,7 +100,7 @@ def load_velo_weights(
         WeightsError: No such file, not a weight file, truncated, a missing or extra key, a wrong shape, a number that
             is not finite, flags of a config.gin beside the file that differ from `published_as`, a configuration other
             than `expect`, or one that is not supported.
-        ImportError: hf:// without huggingface-hub.
+        ImportError: If huggingface-hub is missing, which hf:// needs.
     """
     if isinstance(source, VeloWeights):
         weights, name = source, "the given weights"

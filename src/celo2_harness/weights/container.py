@@ -124,7 +124,7 @@ def pack(kind: str, config: Any, provenance: Mapping[str, Any], theta: Mapping[s
 
 
 def is_packed(content: Any, kind: str) -> bool:
-    """Whether the content of a file says that it is of a kind."""
+    """Returns whether the content of a file says that it is of a kind."""
     # Values may be arrays, which compare elementwise.
     found = content.get("format") if isinstance(content, Mapping) else None
     return isinstance(found, str) and found == kind

@@ -166,6 +166,7 @@ def test_several_networks_and_rates(capsys):
     assert "widths = 10: expected layers from 64 inputs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_as_many_devices(data, tmp_path):
     """Their number is in the bits, and the machine may have got more cores, or fewer."""
     assert main(["metatrain", "--data", data, *SMALL, "--iterations", "1", "--out", str(tmp_path)]) == 0

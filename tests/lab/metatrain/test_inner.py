@@ -155,8 +155,8 @@ def blocks_of(config):
         ("base", "per_step", (64, 3, 10), False),
         # A square kernel: its last axis counts as the larger one.
         pytest.param("ortho", "none", (64, 4, 4, 10), False, marks=pytest.mark.slow),
-        ("base", "clip", (64, 10), False),
-        ("base", "rolling", (64, 10), False),
+        pytest.param("base", "clip", (64, 10), False, marks=pytest.mark.slow),
+        pytest.param("base", "rolling", (64, 10), False, marks=pytest.mark.slow),
     ],
 )
 def test_steps_are_those_of_the_blocks(variant, normalization, widths, eigenbasis, key):

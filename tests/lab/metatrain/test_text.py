@@ -41,6 +41,7 @@ def test_classes_of_bytes():
     assert set(text.train[classes == 5].tolist()) == set(most[5:]) & set(text.train.tolist())
 
 
+@pytest.mark.slow
 def test_the_tiny_model_is_the_large_one_with_other_sizes(key):
     """The same parameters in the flax model, whose kernels are inputs x outputs and whose bytes are 256."""
     large = GPTConfig(width=4, layers=1, heads=2, context=3)
@@ -78,6 +79,7 @@ def test_who_gets_which_leaf(variant):
     assert learned == (hidden if variant == "ortho" else paths)
 
 
+@pytest.mark.slow
 def test_text_is_learned_by_a_sensible_rule():
     """Newton-Schulz of the gradient is Muon without momentum, which learns to count to five."""
     config = dataclasses.replace(CONFIG, augmentation=1.0, inner_learning_rates=(3e-3, 3e-3), adam_factor=5.0)

@@ -13,7 +13,7 @@ import tyro
 from jax.sharding import Mesh
 
 from celo2_harness.lab.cli._devices import MOST_DEVICES
-from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.errors import InputError, check_range, input_errors
 from celo2_harness.lab.metatrain import (
     MetaTrainConfig,
     MetaTrainData,
@@ -104,9 +104,7 @@ def defaults(config: Config) -> Config:
 
 def run(config: Config) -> int:
     """Meta-trains; returns 0 if the run finished, 130 if it was interrupted."""
-    for name in ("checkpoint_every", "log_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} = {getattr(config, name)}: expected at least 1")
+    check_range(1, checkpoint_every=config.checkpoint_every, log_every=config.log_every)
     if not 0 <= config.devices <= MOST_DEVICES:
         raise InputError(f"devices = {config.devices}: expected 0 for all, or a number up to {MOST_DEVICES}")
     with input_errors(), StopSignals() as stop, Display("iterations") as display:

@@ -59,11 +59,11 @@ class Settings(Protocol):
 
 
 class TaskState(NamedTuple):
-    """What a task keeps from one outer iteration to the next.
+    """The state of a task from one outer iteration to the next.
 
     Attributes:
         unrolls: The unrolls of the antithetic pair, with the sign as first axis; None where all start afresh.
-        clock: Where they stand.
+        clock: The step at which each of them is.
         xi: The sum of perturbations since they began.
         instance: Which of the `instances` they are.
         instances: All unrolls of the task; None where there is no end of them.
@@ -77,7 +77,7 @@ class TaskState(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What an outer iteration of one task gives.
+    """The result of an outer iteration of one task.
 
     Attributes:
         gradient: The estimate of the meta-gradient.

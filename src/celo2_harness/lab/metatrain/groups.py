@@ -21,7 +21,7 @@ TASK_AXIS = "tasks"
 
 
 class InnerData(NamedTuple):
-    """What the tasks of a run sample from.
+    """The arrays that the tasks of a run sample from.
 
     Attributes:
         images: The image sets.
@@ -33,7 +33,7 @@ class InnerData(NamedTuple):
 
 
 class TasksMetrics(NamedTuple):
-    """What an outer iteration says of its tasks.
+    """Metrics of the tasks in an outer iteration.
 
     Attributes:
         meta_loss: The mean meta-loss of each data set.
@@ -108,7 +108,7 @@ def tasks_gradient(
         groups: The tasks.
         theta: The current rule.
         state: The state of all tasks, from `init_tasks` or this function.
-        data: What the problems sample from.
+        data: The data that the problems sample from.
         key: The randomness of this iteration; task k draws from fold_in(key, k), wherever it runs.
         mesh: The devices to spread the tasks of each group over; None for no spreading.
 

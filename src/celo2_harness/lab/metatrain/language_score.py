@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from celo2_harness import harness
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.evaluations import Evaluation
 from celo2_harness.lab.tasks import make_language_model
@@ -44,8 +45,7 @@ def language_evaluation(
     Raises:
         ValueError: If an option is wrong.
     """
-    if every < 1 or steps < 1:
-        raise ValueError(f"eval_every = {every}, eval_steps = {steps}: expected at least 1")
+    check_range(1, eval_every=every, eval_steps=steps)
     preset = _PRESETS[config.variant]
     learning_rates = tuple(learning_rates) or (float(harness.presets()[preset].learning_rate),)
     if min(learning_rates) <= 0:

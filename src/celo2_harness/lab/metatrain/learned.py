@@ -16,10 +16,10 @@ AnyWeights = Weights | VeloWeights
 
 
 class InnerLeaf(NamedTuple):
-    """How a rule may treat a parameter of an inner network.
+    """The ways in which a rule may treat a parameter of an inner network.
 
     Attributes:
-        view: How the leaf is seen as a matrix or a vector.
+        view: The matrix or vector that the leaf is seen as.
         hidden: Whether the leaf is a hidden matrix, which the learned rule has in every variant.
     """
 
@@ -28,13 +28,13 @@ class InnerLeaf(NamedTuple):
 
 
 class InnerStep(NamedTuple):
-    """What a rule may look at in a step of an unroll, beside the parameters and its own state.
+    """The inputs of a rule in a step of an unroll, beside the parameters and its own state.
 
     Attributes:
-        layout: How each parameter may be treated.
+        layout: The ways in which each parameter may be treated.
         gradients: The gradient of each parameter.
         loss: The training loss before the step.
-        clock: Where the unroll stands.
+        clock: The step at which the unroll is.
         step_size: The step size of now.
     """
 

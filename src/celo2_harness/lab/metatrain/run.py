@@ -49,8 +49,8 @@ def run_metatrain(
         checkpoint_every: The number of iterations between checkpoints.
         log_every: The number of iterations between lines of metrics.
         mesh: The devices that the tasks are spread over, from `task_mesh`; their number divides that of the tasks.
-        evaluation: How thetas are scored along the way.
-        options: What the caller wants to find again with `read_header`. It is never compared.
+        evaluation: The evaluation that scores thetas along the way.
+        options: Facts that `read_header` finds again. They are never compared.
         should_stop: Asked after every iteration; once it says yes, a checkpoint is saved and the run returns.
         on_start: Called with the iteration that the run starts from.
         on_progress: Called after every iteration and every evaluation.
@@ -121,7 +121,7 @@ def prepared(
 
 
 def _facts(run: RunFolder, state: MetaTrainState) -> dict[str, Any]:
-    """What the weights of a state say of where they come from."""
+    """Returns what the weights of a state say of where they come from."""
     settings = {name: value for name, value in run.header["settings"].items() if name != "evaluation"}
     lines = {kind: [line for line in run.lines if line["kind"] == kind] for kind in ("progress", "digest")}
     digests = [{"iteration": line["step"], "sha256": line["theta_sha256"]} for line in lines["digest"]]

@@ -54,8 +54,8 @@ def new_unroll(
 
     Args:
         config: The recipe.
-        rule: What the network is trained with.
-        layout: How the rule may treat each parameter.
+        rule: The rule that trains the network.
+        layout: The ways in which the rule may treat each parameter.
         init: A function from a key to parameters.
         key: The randomness of the task.
 
@@ -93,7 +93,7 @@ def training_step(
         layout: As in `new_unroll`.
         theta: The numbers of the rule.
         state: The unroll before the step.
-        clock: Where the unroll stands.
+        clock: The step at which the unroll is.
         loss_fn: The training loss of the step's batch.
 
     Returns:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from celo2_harness.lab.errors import check_range
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -40,9 +42,7 @@ def check_transformer(config: Any, *sizes: str) -> None:
     Raises:
         ValueError: If a size is below 1, the heads do not divide the width, or a number format is unknown.
     """
-    for name in ("width", "layers", "heads", *sizes):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} = {getattr(config, name)}: expected at least 1")
+    check_range(1, **{name: getattr(config, name) for name in ("width", "layers", "heads", *sizes)})
     if config.width % config.heads:
         raise ValueError(f"heads = {config.heads}: expected a divisor of the width {config.width}")
     for name in ("dtype", "param_dtype"):

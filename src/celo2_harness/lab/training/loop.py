@@ -41,7 +41,7 @@ class TrainState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is known after a training step.
+    """The state and the measures after a training step.
 
     Attributes:
         state: The state after the step. Its arrays are given away to the next step: use them before iterating on.
@@ -179,7 +179,7 @@ def train_steps(
     Args:
         task: The task.
         tx: The optimizer.
-        state: Where to start; its arrays are given away.
+        state: The state to start from; its arrays are given away.
         steps: The total number of steps, those already taken included.
         seed: The seed of the batches.
         eval_every: The number of steps between evaluations.

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from celo2_harness._trees import tree_bytes
-from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.tasks import Task
 from celo2_harness.lab.training.figures import plot_run
 from celo2_harness.lab.training.folder import Progress, RunFolder, Status, open_run
@@ -28,7 +28,7 @@ CURVE = "curve.png"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long a training run is, and when it writes down what.
+    """The length and the intervals of a training run.
 
     Attributes:
         steps: The number of training steps.
@@ -45,17 +45,13 @@ class TrainConfig:
     checkpoint_every: int = 100
 
     def __post_init__(self):
-        for name in ("steps", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if self.checkpoint_every < 0:
-            raise InputError(f"checkpoint_every = {self.checkpoint_every}: expected at least 0")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed}: expected a number from 0 to {2**32 - 1}")
+        check_range(1, steps=self.steps, eval_every=self.eval_every, log_every=self.log_every)
+        check_range(0, checkpoint_every=self.checkpoint_every)
+        check_range(0, 2**32 - 1, seed=self.seed)
 
 
 class TrainResult(NamedTuple):
-    """How a training run ended.
+    """The end of a training run.
 
     Attributes:
         status: "finished", "diverged" (the held-out loss became NaN or infinite), or "interrupted" (saved and stopped).
@@ -100,7 +96,7 @@ def train(
         spec: The optimizer.
         config: Length and intervals.
         folder: The run folder. It is made if missing; one that holds a run is refused unless `resume`.
-        options: What the caller wants to find again with `read_header`.
+        options: Facts that `read_header` finds again.
         title: The title of the picture.
         resume: Whether to continue the run in the folder, from its last checkpoint or from the start.
         mesh: Devices to train on; see `ShardedTask`. The numbers differ from those of one device by rounding, and a run
@@ -165,7 +161,7 @@ def training_progress(
         task: The task.
         spec: The optimizer.
         config: Length and intervals.
-        state: Where to start; its arrays are given away.
+        state: The state to start from; its arrays are given away.
         losses: Number, sum and largest of the training losses since the last line. A checkpoint holds them, so that a
             resumed run writes the same lines.
 
