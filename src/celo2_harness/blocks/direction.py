@@ -150,7 +150,7 @@ def celo2_direction(
             "celo2_direction: total_steps is missing. The weights see the training fraction, so they need the length of"
             " the run in steps."
         )
-    steps = run_length(total_steps) if timed else None
+    steps = run_length(total_steps) if timed else 1
 
     def init_fn(params: Params) -> Celo2State | TimedCelo2State:
         leaves, treedef = jax.tree.flatten(params)
