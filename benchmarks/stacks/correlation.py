@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import rankdata  # comes with JAX
 
 TEXTS = {"documentation": "perl-doc.txt", "Shakespeare": "tinyshakespeare.txt"}
+MUON_RATES = (2e-3, 1e-2)
 # Far behind everything at any size: one such rule would make every proxy look good.
 LEFT_OUT = "hyperball"
 # `proxies.py` calls rules by shorter names than the runs do.
@@ -45,15 +46,18 @@ def mean_over_texts(value: Callable[[str], Values]) -> Values:
     return {label: (first[label] + second[label]) / 2 for label in first if label in second}
 
 
-def finals(runs: Sequence[Record], model: str, text: str, phases: Sequence[str]) -> Values:
-    """The mean final loss at the best rates of every rule, of the first phase in which it has runs."""
+def finals(
+    runs: Sequence[Record], model: str, text: str, phases: Sequence[str], rates: tuple[float, float] | None = None
+) -> Values:
+    """The mean final loss of every rule at its best rates, or at the given ones, of the first phase that has any."""
     found: dict[str, float] = {}
     for phase in phases:
         cells: dict[str, dict[tuple[float, float], list[float]]] = {}
         for run in runs:
-            if (run["phase"], run["model"], run["text"]) == (phase, model, text) and LEFT_OUT not in run["stack"]:
-                rates = run["hidden_rate"], run["rest_rate"]
-                cells.setdefault(run["stack"], {}).setdefault(rates, []).append(run["loss"])
+            pair = run["hidden_rate"], run["rest_rate"]
+            own = (run["phase"], run["model"], run["text"]) == (phase, model, text) and LEFT_OUT not in run["stack"]
+            if own and rates in (None, pair):
+                cells.setdefault(run["stack"], {}).setdefault(pair, []).append(run["loss"])
         for label, by_rates in cells.items():
             found.setdefault(label, min(float(np.mean(losses)) for losses in by_rates.values()))
     return found
@@ -95,15 +99,22 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.sum(x * y, axis=-1) / np.sqrt(np.sum(x**2, axis=-1) * np.sum(y**2, axis=-1))
 
 
-def row(label: str, proxy: Values, target: Values, seed: int = 0) -> str:
-    """A line of the table: over how many rules, the correlation and its interval."""
+def given(proxy: np.ndarray, target: np.ndarray, other: np.ndarray) -> float:
+    """The correlation of ranks that is left when a third quantity is held fixed."""
+    xy, xz, yz = spearman(proxy, target), spearman(proxy, other), spearman(target, other)
+    return float((xy - xz * yz) / np.sqrt((1.0 - xz**2) * (1.0 - yz**2)))
+
+
+def row(label: str, proxy: Values, target: Values, rates: Values | None = None, seed: int = 0) -> str:
+    """A line of the table: over how many rules, the correlation and its interval, and what is left at equal rates."""
     both = sorted(proxy.keys() & target.keys())
     if len(both) < 5:
         return ""
     x, y = (np.array([values[name] for name in both]) for values in (proxy, target))
     samples = np.random.default_rng(seed).integers(0, len(both), (10_000, len(both)))
     low, high = np.nanquantile(spearman(x[samples], y[samples]), (0.025, 0.975))
-    return f"| {label} | {len(both)} | {spearman(x, y):.2f} | {low:.2f} to {high:.2f} |"
+    left = f"{given(x, y, np.array([rates[name] for name in both])):.2f}" if rates else ""
+    return f"| {label} | {len(both)} | {spearman(x, y):.2f} | {low:.2f} to {high:.2f} | {left} |"
 
 
 def main(folder: Path) -> int:
@@ -115,7 +126,7 @@ def main(folder: Path) -> int:
     mixed = {m["stack"]: float(np.mean(list(m["loss"].values()))) for m in mixtures}
 
     def heading(title: str) -> None:
-        print(f"\n| {title} | rules | rho | 95% interval |\n| --- | --- | --- | --- |")
+        print(f"\n| {title} | rules | rho | 95% interval | given the rate |\n| --- | --- | --- | --- | --- |")
 
     heading("order on `nano`, 1,000 steps")
     print(
@@ -146,11 +157,16 @@ def main(folder: Path) -> int:
     tiny_rows(tiny, nano)
 
     heading("order on `nano-64`, 1,000 steps")
+    at_equal = mean_over_texts(lambda text: finals(runs, "nano-64", text, ("selection",), MUON_RATES))
+    print(row("itself, all at Muon's rates", at_equal, nano_64))
     for name, value in measures.items():
         if name != "final":
             values = mean_over_texts(lambda text, value=value: along(runs, "nano-64", text, value))
             print(row(f"itself {name}", values, nano_64))
     tiny_rows(tiny, nano_64)
+
+    heading("order on `nano-64` at Muon's rates, 1,000 steps")
+    tiny_rows(tiny, at_equal)
 
     heading("order of random mixtures on `nano-64`, 1,000 steps, one seed")
     tiny_rows(tiny, mixed)
@@ -159,8 +175,8 @@ def main(folder: Path) -> int:
 
 def tiny_rows(tiny: Sequence[Record], target: Values) -> None:
     """The rows of the tiny models, and one of no model at all: whether a rule has high rates."""
-    rates = {RUN_LABELS.get(run["stack"], run["stack"]): -run["hidden_rate"] for run in tiny if run["rates"] == "own"}
-    print(row("no run: the higher its own hidden rate", rates, target))
+    hidden = {RUN_LABELS.get(run["stack"], run["stack"]): -run["hidden_rate"] for run in tiny if run["rates"] == "own"}
+    print(row("no run: the higher its own hidden rate", hidden, target))
     for model in dict.fromkeys(run["model"] for run in tiny):
         for steps in sorted({run["steps"] for run in tiny if run["model"] == model}):
             rates = {run["rates"] for run in tiny if run["model"] == model and run["steps"] == steps}
@@ -168,12 +184,14 @@ def tiny_rows(tiny: Sequence[Record], target: Values) -> None:
                 values = mean_over_texts(
                     lambda text, name=name: proxies(tiny, text, final_loss, model=model, steps=steps, rates=name)  # noqa: B023
                 )
-                if line := row(f"{model}, {steps} steps, {name} rates", values, target):
+                if line := row(
+                    f"{model}, {steps} steps, {name} rates", values, target, hidden if name == "own" else None
+                ):
                     print(line)
             values = mean_over_texts(
                 lambda text: proxies(tiny, text, training_loss, model=model, steps=steps, rates="own")  # noqa: B023
             )
-            if line := row(f"{model}, {steps} steps, own rates, training loss", values, target):
+            if line := row(f"{model}, {steps} steps, own rates, training loss", values, target, hidden):
                 print(line)
 
 

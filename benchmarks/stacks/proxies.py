@@ -142,7 +142,7 @@ def main() -> int:
                     for seed in range(options.seeds)
                 ]  # fmt: skip
                 rows = [row for row in rows if key(row) not in there]
-                numbers = {stack.label: NUMBERS | stack.numbers for stack, _ in stacks}
+                numbers = {stack.label: {**NUMBERS, **stack.numbers} for stack, _ in stacks}
                 for k in range(0, len(rows), SIZE):
                     part, begun = rows[k : k + SIZE], time.perf_counter()
                     finals, losses = program(data, steps, _stacked(part, numbers, texts, options.texts, longest))

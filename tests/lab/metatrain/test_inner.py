@@ -222,6 +222,8 @@ def test_networks_share_the_tasks_of_every_set():
     assert [group.problem.widths for group in groups] == [(64, 10), (64, 3, 10)]
     assert [group.tasks for group in groups] == [(0, 1, 4, 5), (2, 3, 6, 7)]
     assert [group.sets for group in groups] == [(0, 0, 1, 1)] * 2
+    *_, text = run_groups(dataclasses.replace(config, text_tasks=3, text_width=32, text_layers=2), 2)
+    assert (text.problem.model.width, text.problem.model.layers, text.tasks) == (32, 2, (8, 9, 10))
     (single,) = run_groups(MetaTrainConfig(), 4)
     assert single.tasks == tuple(range(32)) and single.sets == tuple(np.repeat(range(4), 8).tolist())
 
@@ -237,6 +239,7 @@ def test_networks_share_the_tasks_of_every_set():
         ({"truncation": 200}, "truncation = 200, expected 1 to shortest_unroll = 100"),
         ({"hidden": 0}, "hidden = 0"),
         ({"text_batch": 0}, "text_batch = 0"),
+        ({"text_width": 15}, "text_width = 15, expected an even number"),
         ({"text_tasks": -1}, "text_tasks = -1, expected a finite number, at least 0"),
         ({"iterations": 0}, "iterations = 0"),
         ({"sigma": 0.0}, "sigma = 0.0, expected above 0"),

@@ -122,8 +122,8 @@ class Celo2Learning:
     ) -> tuple[Array, LearnedState]:
         view = leaf.view
         if self._in_basis(leaf):
-            turned, moments = self._turned(theta, view).update(g, state.moments, p)
-            direction = view.apply(turned)
+            stepped: Any = self._turned(theta, view).update(g, state.moments, p)
+            direction, moments = view.apply(stepped[0]), stepped[1]
         else:
             direction, moments = self._raw(theta, view, g, state.moments, p)
         if self.orthogonalize and view.is_matrix:

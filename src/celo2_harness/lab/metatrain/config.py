@@ -32,6 +32,8 @@ class MetaTrainConfig:
         tasks_per_set: The number of inner tasks per image set, each an antithetic pair.
         text_tasks: The number of inner tasks on text, besides those on images.
         text_batch: The number of windows in an inner step of a task on text.
+        text_width: The width of the GPT in tasks on text, an even number.
+        text_layers: The number of its blocks.
         inner_learning_rates: The lowest and highest step size of the inner update, drawn log-uniformly per task.
         inner_schedule: The schedule of the step size over an unroll: "constant", or "warmup_cosine" over the length of
             the unroll.
@@ -66,6 +68,8 @@ class MetaTrainConfig:
     tasks_per_set: int = 8
     text_tasks: int = 0
     text_batch: int = 8
+    text_width: int = 16
+    text_layers: int = 1
     inner_learning_rates: tuple[float, float] = (1e-3, 1e-3)
     inner_schedule: Literal["constant", "warmup_cosine"] = "constant"
     adam_factor: float = 20.0
@@ -105,11 +109,12 @@ class MetaTrainConfig:
                 raise ValueError(f"{name} = {value!r}, expected one of {', '.join(get_args(hint))}.")
         low, high = self.inner_learning_rates
         # Comparisons are written so that NaN fails them.
-        one_or_more = ("hidden", "batch", "tasks_per_set", "text_batch", "shortest_unroll", "truncation", "iterations")
+        counts = ("hidden", "batch", "tasks_per_set", "text_batch", "text_layers", "shortest_unroll", "iterations")
         zero_or_more = ("adam_factor", "outer_learning_rate", "outer_weight_decay", "text_tasks", "instances")
         expected = {
-            **{name: (getattr(self, name) >= 1, "at least 1") for name in one_or_more},
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
             **{name: (0 <= getattr(self, name) < float("inf"), "a finite number, at least 0") for name in zero_or_more},
+            "text_width": (self.text_width >= 2 and self.text_width % 2 == 0, "an even number, at least 2"),
             "sigma": (0 < self.sigma < float("inf"), "above 0"),
             "augmentation": (1 <= self.augmentation < float("inf"), "at least 1"),
             "seed": (0 <= self.seed < 2**32, "at least 0 and below 2^32"),

@@ -259,7 +259,7 @@ def _full(
         unrolls, clock, difference, total = carry
         weight = step_weight(config, clock)
         step_key = jax.random.fold_in(batch_key, clock.step)
-        if instances is not None:
+        if instances is not None and instance is not None:
             step_key, weight = instances.batch_key(instance, clock.step), weight / instances.references[instance]
         batch = problem.sample(data, which, step_key)
         unrolls, losses = _step_pair(problem, pair, unrolls, clock, data, batch)

@@ -14,7 +14,7 @@ from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.estimators import ESTIMATORS, Numbers
 from celo2_harness.lab.metatrain.image_problem import ImageProblem
 from celo2_harness.lab.metatrain.problem import TaskGroup
-from celo2_harness.lab.metatrain.text_problem import TextProblem
+from celo2_harness.lab.metatrain.text_problem import TextProblem, TinyGPTConfig
 from celo2_harness.lab.tasks import ImageSets
 
 TASK_AXIS = "tasks"
@@ -62,7 +62,8 @@ def run_groups(config: MetaTrainConfig, sets: int) -> tuple[TaskGroup, ...]:
     if config.text_tasks:
         first = sets * config.tasks_per_set
         tasks = tuple(range(first, first + config.text_tasks))
-        groups.append(TaskGroup(TextProblem(config), tasks, (sets,) * config.text_tasks, "text"))
+        model = TinyGPTConfig(config.text_width, config.text_layers)
+        groups.append(TaskGroup(TextProblem(config, model), tasks, (sets,) * config.text_tasks, "text"))
     return tuple(groups)
 
 
