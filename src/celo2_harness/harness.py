@@ -37,14 +37,20 @@ from celo2_harness.presets import (
     register_preset as register_preset,
 )
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import resolve_kernel, resolve_state_dtype, sees_training_fraction
+from celo2_harness.rule import (
+    kernel_here,
+    resolve_kernel,
+    resolve_state_dtype,
+    sees_training_fraction,
+    usual_precision,
+)
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
 from celo2_harness.weights import LinearWeights, Weights
 
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
-STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "sharding", "weight_dimension_numbers")
+STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "precision", "sharding", "weight_dimension_numbers")
 # The roles that a weight decay on "all matrices, but no biases and no norms" names.
 MATRICES = ("hidden", "embedding", "head", "other")
 # What may be set apart, from general to special: a "vector" is any of the four after it.
@@ -75,7 +81,8 @@ def build(
     per_head: bool = False,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
-    kernel: str = "xla",
+    kernel: str = "auto",
+    precision: Any = None,
     sharding: Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer for a whole parameter tree.
@@ -117,8 +124,10 @@ def build(
             (None: not a hidden matrix), a prefix of it, or a function of the parameters. It goes before the built-in
             rules and after `rules`.
         state_dtype: The dtype of the learned rule's momenta and second moment, float32 or bfloat16.
-        kernel: How the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
-            which is slow and meant for tests).
+        kernel: How the learned rule is computed: "auto" (three Pallas kernels a leaf where JAX runs on one GPU, else
+            XLA), "xla" or "pallas" (without a GPU it is interpreted, which is slow and meant for tests).
+        precision: The precision of the products of Newton-Schulz, as in `jax.numpy.matmul`, for example "highest" or
+            "BF16_BF16_F32". None: the highest where JAX runs on a CPU, and the hardware's usual one on accelerators.
         sharding: How the parameters lie on a mesh of devices: a mesh (placed by
             `celo2_harness.sharding.parameter_shardings`), a tree of `jax.sharding.NamedSharding` like the parameters,
             or a function of the parameters returning one. State and updates are then placed like the parameters, and
@@ -165,6 +174,7 @@ def build(
         weight_dimension_numbers=weight_dimension_numbers,
         state_dtype=state_dtype,
         kernel=kernel,
+        precision=precision,
         sharding=sharding,
     )
 
@@ -189,7 +199,7 @@ def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -
 
     Returns:
         A table of path, shape, matrix view, label, optimizer, learning-rate factor, weight decay, parameters, state
-        bytes and rule, and totals.
+        bytes and rule, and totals; and how the update is computed on this machine.
 
     Raises:
         ValueError: As `build` does.
@@ -205,7 +215,7 @@ def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -
     bound = inspect.signature(build).bind(preset, **arguments)
     bound.apply_defaults()
     plan = _plan(**bound.arguments)
-    return routing.format_report([plan.row(route) for route in jax.tree.leaves(plan.routes(params))])
+    return routing.format_report([plan.row(route) for route in jax.tree.leaves(plan.routes(params))], plan.computed())
 
 
 @_checked
@@ -282,6 +292,7 @@ def _plan(
     weight_dimension_numbers: WeightDimensionNumbers,
     state_dtype: Any,
     kernel: str,
+    precision: Any,
     sharding: Sharding | None,
 ) -> "_Plan":
     """The arguments of `build` and `describe`, checked and resolved."""
@@ -311,6 +322,7 @@ def _plan(
             weights=loaded,
             state_dtype=resolve_state_dtype(state_dtype),
             kernel=resolve_kernel(kernel),
+            precision=precision,
             total_steps=None if total_steps is None else run_length(total_steps),
         ),
         sharding=sharding,
@@ -448,6 +460,15 @@ class _Plan:
                 transforms[key] = chain(key, terms, {None: terms.weight_decay})
         # A function: Optax would call a tree of labels that can be called, which every Equinox model is.
         return optax.partition(transforms, lambda _: keys)
+
+    def computed(self) -> str:
+        """How learned rules and Newton-Schulz are computed here."""
+        kernel, precision = kernel_here(self.settings.kernel), usual_precision(self.settings.precision)
+        ways = {"xla": "by XLA", "pallas": "in Pallas kernels"}
+        return (
+            f"on {jax.default_backend()}: learned rules are computed {ways[kernel]} (kernel={self.settings.kernel!r}),"
+            f" products of Newton-Schulz at precision {precision} (precision={self.settings.precision!r})"
+        )
 
     def row(self, route: routing.Route) -> routing.ReportRow:
         """What the optimizer does with a leaf."""

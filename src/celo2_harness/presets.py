@@ -77,7 +77,8 @@ class Settings:
         weights: The learned rule; None in presets that have none.
         views: The matrix view of every leaf, as blocks take it (`weight_dimension_numbers`).
         state_dtype: The dtype of the learned rule's state.
-        kernel: The way in which the learned rule's network is evaluated, "xla" or "pallas".
+        kernel: How the learned rule is computed.
+        precision: The precision of the products of Newton-Schulz.
         sharding: The `NamedSharding` of every leaf, as a function of the updates; None on one device.
         total_steps: The length of the run in steps; None where it is not known.
         betas: The decays of AdamW's moments.
@@ -86,7 +87,8 @@ class Settings:
     weights: Weights | LinearWeights | VeloWeights | None = None
     views: WeightDimensionNumbers = None
     state_dtype: Any = "float32"
-    kernel: str = "xla"
+    kernel: str = "auto"
+    precision: Any = None
     sharding: Callable[[Updates], Any] | None = None
     total_steps: int | None = None
     betas: tuple[float, float] = ADAMW_BETAS
@@ -152,6 +154,7 @@ def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformat
         weight_dimension_numbers=settings.views,
         state_dtype=settings.state_dtype,
         kernel=settings.kernel,
+        precision=settings.precision,
         sharding=settings.sharding,
         total_steps=settings.total_steps,
     )
@@ -180,7 +183,8 @@ def _muon(settings: Settings) -> optax.GradientTransformation:
         )
     # On a mesh, Optax's iterations would each communicate. Without iterations it gives the normalised momentum.
     momentum = optax.contrib.scale_by_muon(beta=0.95, ns_steps=0, weight_dimension_numbers=numbers)
-    return optax.chain(momentum, orthogonalize(weight_dimension_numbers=views, sharding=settings.sharding), shape)
+    products = orthogonalize(weight_dimension_numbers=views, precision=settings.precision, sharding=settings.sharding)
+    return optax.chain(momentum, products, shape)
 
 
 def _in_eigenbasis(direction: optax.GradientTransformation, mode: Mode, settings: Settings) -> Any:
@@ -188,7 +192,7 @@ def _in_eigenbasis(direction: optax.GradientTransformation, mode: Mode, settings
     views, sharding = settings.views, settings.sharding
     return optax.chain(
         in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views, sharding=sharding),
-        orthogonalize(weight_dimension_numbers=views, sharding=sharding),
+        orthogonalize(weight_dimension_numbers=views, precision=settings.precision, sharding=sharding),
         normalize_rms(weight_dimension_numbers=views),
         scale_by_width(weight_dimension_numbers=views),
     )

@@ -96,7 +96,7 @@ def celo2_direction(
     *,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
-    kernel: str = "xla",
+    kernel: str = "auto",
     sharding: LeafShardings = None,
     total_steps: int | None = None,
 ) -> optax.GradientTransformation:
@@ -111,8 +111,8 @@ def celo2_direction(
             function of the updates returning one. None, or None at a leaf: the last two axes, as published.
         state_dtype: The dtype of momenta and second moment, float32 or bfloat16. Row and column moments stay float32.
             Updates have the parameter's dtype; all arithmetic is float32.
-        kernel: How the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
-            which is slow and meant for tests).
+        kernel: How the learned rule is computed: "auto" (three Pallas kernels a leaf where JAX runs on one GPU, else
+            XLA), "xla" or "pallas" (without a GPU it is interpreted, which is slow and meant for tests).
         sharding: How the updates lie on a mesh (see `orthogonalize`). The state is placed like them, row and column
             moments along the axis that they keep, and the statistics of split leaves take few collectives. It changes
             no number but by rounding.

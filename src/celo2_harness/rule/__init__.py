@@ -16,6 +16,7 @@ from celo2_harness.rule.direction import (
     KERNELS as KERNELS,
     LeafResult as LeafResult,
     batch_direction as batch_direction,
+    kernel_here as kernel_here,
     leaf_direction as leaf_direction,
     resolve_kernel as resolve_kernel,
 )
@@ -25,7 +26,11 @@ from celo2_harness.rule.linear import (
     LinearTheta as LinearTheta,
     linear_leaf_direction as linear_leaf_direction,
 )
-from celo2_harness.rule.newton_schulz import COEFFICIENTS as COEFFICIENTS, newton_schulz as newton_schulz
+from celo2_harness.rule.newton_schulz import (
+    COEFFICIENTS as COEFFICIENTS,
+    newton_schulz as newton_schulz,
+    usual_precision as usual_precision,
+)
 from celo2_harness.rule.rms import (
     init_mean_square as init_mean_square,
     matrix_mean_square as matrix_mean_square,

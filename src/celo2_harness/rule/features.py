@@ -156,13 +156,9 @@ def leaf_statistics(
     if view.factored is not None:
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
-        root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
         row = tuple(jnp.expand_dims(r, d0) for r in moments.row)
         col = tuple(jnp.expand_dims(c, d1) for c in moments.col)
-        factored = tuple(
-            (root(r / (mean_over(r, (d1 - nu.ndim,), lengths) + ROOT_FLOOR)), root(c))
-            for r, c in zip(row, col, strict=True)
-        )
+        factored = factored_inverse_rms(row, col, [mean_over(r, (d1 - nu.ndim,), lengths) for r in row])
     else:
         assert moments.diag is not None
         row = col = tuple(map(view.apply, moments.diag))
@@ -177,3 +173,15 @@ def leaf_statistics(
         col=col,
         factored_inverse_rms=factored,
     )
+
+
+def factored_inverse_rms(row: Planes, col: Planes, means: Sequence[Float[Array, "..."]]) -> tuple[Channel, ...]:
+    """The factors (R_k, C_k) of matrices.
+
+    Args:
+        row: Per decay the row moments, with the lost axis of length one.
+        col: The column moments likewise.
+        means: The means of the row moments over each matrix.
+    """
+    root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
+    return tuple((root(r / (mean + ROOT_FLOOR)), root(c)) for r, c, mean in zip(row, col, means, strict=True))

@@ -37,7 +37,7 @@ class VeloState(NamedTuple):
 
 
 def velo(
-    weights: VeloWeights | str, *, num_steps: int, state_dtype: Any = "float32", kernel: str = "xla"
+    weights: VeloWeights | str, *, num_steps: int, state_dtype: Any = "float32", kernel: str = "auto"
 ) -> optax.GradientTransformationExtraArgs:
     """The update of VeLO: p <- p - 0.001 s RMS(p) d exp(0.001 e).
 

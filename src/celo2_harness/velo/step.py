@@ -44,7 +44,7 @@ def velo_step(
     state: StepState,
     loss: Float[Array, ""],
     num_steps: Float[Array, ""] | Int[Array, ""] | int,
-    kernel: str = "xla",
+    kernel: str = "auto",
 ) -> tuple[list[Array], StepState, StepAux]:
     """The updates of all leaves, in float32, to be added to the parameters.
 

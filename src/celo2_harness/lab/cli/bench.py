@@ -69,8 +69,8 @@ class Config:
     """Only compile: compile times, temporaries and state, on shapes alone. Nothing is allocated."""
     state_dtype: str = "float32"
     """The dtype of the learned rule's state: float32 or bfloat16."""
-    kernel: str = "xla"
-    """How the learned rule's network is evaluated: xla or pallas."""
+    kernel: str = "auto"
+    """How the learned rule is computed: auto, xla or pallas."""
     batch: int = 16
     """Windows per training step ("training")."""
     mesh: str = "fsdp=1"

@@ -15,7 +15,7 @@ from celo2_harness.lab.suites.suite import Suite, SuiteOptimizer, SuiteTask
 from celo2_harness.lab.tasks import Task, make_task
 from celo2_harness.lab.training.folder import Progress, holds_run, open_run, prepare_folder, write_errors
 from celo2_harness.lab.training.locks import Claims
-from celo2_harness.lab.training.loop import train_step
+from celo2_harness.lab.training.loop import train_chunk, train_step
 from celo2_harness.lab.training.optimizers import OptimizerSpec
 from celo2_harness.lab.training.provenance import provenance
 from celo2_harness.lab.training.settings import settings_key
@@ -135,7 +135,8 @@ def run_suite(
                         continue
                     # Compiled programs are kept as long as their optimizers: without this, one for every trial.
                     if before not in (None, run.trial):
-                        train_step.clear_cache()  # type: ignore[attr-defined]
+                        for program in (train_step, train_chunk):
+                            program.clear_cache()  # type: ignore[attr-defined]
                     before = run.trial
                     on_start(run)
                     record = _record(suite, run, work, _place(folder, work), should_stop, on_progress)

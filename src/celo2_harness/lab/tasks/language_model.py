@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32, Integer
 
 from celo2_harness._types import Params
 from celo2_harness.lab.errors import check_range
-from celo2_harness.lab.tasks.gpt import MODELS, TOKEN_MODELS, GPTConfig, gpt_loss, init_gpt
+from celo2_harness.lab.tasks.gpt import MODELS, TOKEN_MODELS, GPTConfig, flops_per_token, gpt_loss, init_gpt
 from celo2_harness.lab.tasks.text import default_text, read_text
 from celo2_harness.lab.tasks.tokens import open_tokens
 
@@ -72,6 +72,11 @@ class LanguageModel:
     def tokens_per_batch(self) -> int:
         """The number of bytes or tokens that a batch predicts."""
         return self.batch_size * self.config.context
+
+    @property
+    def flops_per_batch(self) -> float:
+        """The floating-point operations of the model in a training step; see `flops_per_token`."""
+        return self.tokens_per_batch * flops_per_token(self.config)
 
     @property
     def unit(self) -> str:

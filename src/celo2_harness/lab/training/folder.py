@@ -185,7 +185,7 @@ class RunFolder:
             How the run ended.
         """
         for now in progress:
-            self.step = now.step
+            before, self.step = self.step, now.step
             for line in now.lines:
                 self.write(**{"step": now.step, **line})
             on_progress(now)
@@ -194,7 +194,8 @@ class RunFolder:
                 return "diverged"
             last = now.step >= steps
             stop = not last and should_stop()
-            if checkpoint_every and (last or stop or (now.step > 0 and now.step % checkpoint_every == 0)):
+            # A step here may be several: it is enough to have passed a multiple.
+            if checkpoint_every and (last or stop or now.step // checkpoint_every > before // checkpoint_every):
                 self.save(now.step, now.state)
             if stop:
                 return "interrupted"

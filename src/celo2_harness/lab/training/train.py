@@ -18,8 +18,9 @@ from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.tasks import Task
 from celo2_harness.lab.training.figures import plot_run
 from celo2_harness.lab.training.folder import Progress, RunFolder, Status, open_run
-from celo2_harness.lab.training.loop import TrainState, init_state, train_steps
+from celo2_harness.lab.training.loop import TrainState, init_state, steps_per_call, train_steps
 from celo2_harness.lab.training.optimizers import OptimizerSpec
+from celo2_harness.lab.training.peak import share_of_peak
 from celo2_harness.lab.training.sharded import ShardedTask
 
 CURVE = "curve.png"
@@ -152,8 +153,9 @@ def training_progress(
     """Trains from a state, and says what is to be written down.
 
     The lines have the learning rate; "loss" and "largest_loss", the mean and the largest training loss since the line
-    before; the median time of a step and the tokens per second; and at evaluations the held-out loss, the root mean
-    square of the parameters and, of an optimizer in `guard_updates`, the number of steps skipped or clipped.
+    before; the median time of a step, the tokens per second and, on a device whose peak is known, the share of it that
+    the model takes; and at evaluations the held-out loss, the root mean square of the parameters and, of an optimizer
+    in `guard_updates`, the number of steps skipped or clipped.
 
     Args:
         task: The task.
@@ -164,10 +166,12 @@ def training_progress(
             resumed run writes the same lines.
 
     Yields:
-        The progress after every step.
+        The progress after every step, on accelerators after every few; see `steps_per_call`.
     """
     seconds: list[float] = []
-    held_out = ""
+    held_out = speed = ""
+    # A task on a mesh places its batches itself, one at a time.
+    per_call = 1 if isinstance(task, ShardedTask) else steps_per_call(config.eval_every, config.log_every)
     steps = train_steps(
         task,
         spec.tx,
@@ -176,7 +180,9 @@ def training_progress(
         seed=config.seed,
         eval_every=config.eval_every,
         eval_params=spec.eval_params,
+        per_call=per_call,
     )
+    flops = getattr(task, "flops_per_batch", None)
     for now in steps:
         step, params = now.state.step, now.state.params
         line: dict[str, Any] = {}
@@ -192,6 +198,9 @@ def training_progress(
                 median = statistics.median(seconds)
                 line |= {"step_milliseconds": round(1e3 * median, 3)}
                 line |= {"tokens_per_second": round(task.tokens_per_batch / median)}
+                if (share := share_of_peak(flops, median)) is not None:
+                    line |= {"share_of_peak": round(share, 4)}
+                    speed = f"{share:.0%} of peak"
             losses, seconds = jnp.zeros(3), []
         if evaluated:
             line |= {"validation_loss": now.validation_loss, "parameter_rms": float(parameter_rms(params))}
@@ -200,15 +209,18 @@ def training_progress(
         if step == 0:
             line |= {"parameter_bytes": tree_bytes(params), "state_bytes": tree_bytes(now.state.opt_state)}
 
-        def text(loss: Any = now.loss, held_out: str = held_out) -> str:
-            return "  ".join(filter(None, ["" if loss is None else f"loss {float(loss):.3f}", held_out]))
+        def text(loss: Any = now.loss, held_out: str = held_out, speed: str = speed) -> str:
+            last = "" if loss is None else f"loss {float(loss.reshape(-1)[-1]):.3f}"
+            return "  ".join(filter(None, [last, held_out, speed]))
 
         diverged = evaluated and not math.isfinite(now.validation_loss or 0.0)
         yield Progress(step, (*now.state[1:], losses), (line,) if line else (), diverged, text, notable=evaluated)
 
 
 @jax.jit
-def _add_loss(losses: Float[Array, " 3"], loss: Float[Array, ""]) -> Float[Array, " 3"]:
+def _add_loss(losses: Float[Array, " 3"], loss: Float[Array, "..."]) -> Float[Array, " 3"]:
+    if loss.ndim:
+        return jax.lax.scan(lambda losses, loss: (_add_loss(losses, loss), None), losses, loss)[0]
     count, total, largest = losses
     return jnp.stack([count + 1, total + loss, jnp.where(count > 0, jnp.maximum(largest, loss), loss)])
 
