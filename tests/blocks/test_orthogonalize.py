@@ -1,5 +1,7 @@
 """Orthogonalisation of trees: which leaves, as which matrices, together or one by one."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +98,14 @@ def test_views_of_variables_serve_plain_arrays_and_masked_trees():
     optimizer.update(model, params)
     expected = c2.orthogonalize().update({"fc": before}, c2.orthogonalize().init({"fc": before}))[0]["fc"]
     np.testing.assert_allclose(model["fc"].kernel[...] - before, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_matrices_share_batches_on_accelerators(key, monkeypatch):
+    tree = normal(key, {"a": (24, 40), "b": (40, 24), "c": (24, 40), "d": (24, 24)})
+    products = lambda: str(jax.make_jaxpr(lambda tree: apply(c2.orthogonalize(), tree))(tree)).count("dot_general")
+    monkeypatch.setattr(sys.modules[c2.orthogonalize.__module__], "LARGEST_STACKED", 1)
+    alone = products()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert products() * 4 == alone
+    for name, got in apply(c2.orthogonalize(precision="highest"), tree).items():
+        assert relative_error(got, plain.newton_schulz(np.asarray(tree[name]))) <= 3e-5, name

@@ -41,7 +41,7 @@ class Batch:
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
-        """How many matrices each leaf has."""
+        """Returns how many matrices each leaf has."""
         return tuple(map(_count, self.views))
 
     @functools.cached_property
@@ -88,7 +88,7 @@ class Batch:
         return _gather(_join([x.reshape(-1) for x in moments]), lengths, np.ones_like(lengths), (length,))
 
     def starts(self, x: Shaped[Array, "..."]) -> Sequence[Any]:
-        """Where each leaf starts in a batch, in the form that `unstack` reads.
+        """Returns where each leaf starts in a batch, in the form that `unstack` reads.
 
         On a CPU these are numbers that the compiler does not know. It would otherwise make code for every leaf; this
         way leaves of one shape share theirs. Both branches give the same, but XLA does not look into them.
@@ -140,7 +140,7 @@ class Batch:
         ]
 
     def _turned(self, view: MatrixView) -> bool:
-        """Whether matrices of the leaf lie transposed in the batch."""
+        """Returns whether matrices of the leaf lie transposed in the batch."""
         return len(self.matrix) == 2 and _tall(_matrix(view)) != self.tall
 
     def _turn(self, view: MatrixView, x: jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ class Batch:
 
 
 def stackable(view: MatrixView) -> bool:
-    """Whether the leaf is no more than matrices with rows and columns factored, or vectors."""
+    """Returns whether the leaf is no more than matrices with rows and columns factored, or vectors."""
     return not view.whole and view.factored == dataclasses.replace(view, factored_over=None).factored
 
 
