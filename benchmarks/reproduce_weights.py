@@ -16,12 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from celo2_harness import load_weights
 from celo2_harness.lab.metatrain import config_from, init_metatrain, load_data, metatrain
 from celo2_harness.lab.metatrain.loop import DIGEST_AFTER
+from celo2_harness.lab.metatrain.run import prepared
 from celo2_harness.lab.training.provenance import provenance
 from celo2_harness.lab.training.settings import first_difference
 
@@ -57,9 +55,7 @@ def compare(options: argparse.Namespace) -> int:
             print(f"{name}: {here}, the run had {facts[name]}")
             return 1
 
-    state = init_metatrain(config, len(data.sets))
-    if facts["start_from"]:
-        state = state._replace(theta=jax.tree.map(jnp.asarray, config.learned.load(facts["start_from"]).theta))
+    state = prepared(config, data, init_metatrain(config, len(data.sets)), facts["start_from"])
     # Means over as many iterations as there.
     run = metatrain(config, data, state, log_every=wanted[0]["step"] if wanted else last)
     got, theta = [], None

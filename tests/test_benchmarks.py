@@ -126,3 +126,39 @@ def test_rates_are_searched_until_the_best_is_in_the_middle(monkeypatch, tmp_pat
     assert [row.split("|")[2].strip() for row in table[2:]] == ["adamw", "muon"]
     # The second command found all runs there.
     assert "phase" not in table[0] and len(lines.splitlines()) == len(set(lines.splitlines()))
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import gpt2, gpu
+
+    return gpt2, gpu
+
+
+@pytest.mark.parametrize(
+    "item",
+    [("updates", "tiny", "optax.adamw"), ("products", "highest"), ("training", "gradient"), ("large", "celo2_ortho")],
+)
+def test_every_item_for_a_gpu_runs_at_a_tiny_size(scripts, item):
+    _, gpu = scripts
+    options = gpu.parse(["--tiny"])
+    assert item in {(*found,) for found in gpu.items(options)}
+    line = gpu.measure(item, options)
+    assert line.get("milliseconds", line.get("step_milliseconds")) > 0.0
+    assert gpu.with_share({"step_milliseconds": 4.0}, 3.0)["share_of_optimizer"] == 0.25
+
+
+@pytest.mark.slow
+def test_gpt2_trains_is_continued_and_reported_at_a_small_size(scripts, tmp_path, capsys):
+    gpt2, _ = scripts
+    gpt2.main(["data", "--out", str(tmp_path / "data"), "--megabytes", "1", "--vocabulary", "300"])
+    out = ["--out", str(tmp_path / "runs")]
+    small = ["--data", str(tmp_path / "data"), "--size", "small", "--dtype", "float32", "--batch", "2", "--steps", "4"]
+    for name in ("adamw", "muon", "muon"):  # The second time there is nothing left to do.
+        gpt2.main(["train", *out, *small, "--only", name])
+    capsys.readouterr()
+    gpt2.main(["report", *out])
+    table = capsys.readouterr().out
+    assert "| adamw |" in table and "| muon |" in table and (tmp_path / "runs" / "gpt2.png").exists()
+    assert gpt2.reached([{"validation_loss": 3.0, "step": 0}, {"validation_loss": 1.0, "step": 10}], 2.0, "step") == 5.0

@@ -54,6 +54,7 @@ def stack(direction, mode):
         c2.in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views_of),
         c2.orthogonalize(weight_dimension_numbers=views_of),
         c2.normalize_rms(weight_dimension_numbers=views_of),
+        c2.scale_by_width(128, weight_dimension_numbers=views_of),
     ]
 
 
@@ -71,16 +72,16 @@ def muon():
 BY_HAND = {
     "celo2": lambda: by_label(
         chain(*stack(c2.linear_direction("celo2_linear", 10, weight_dimension_numbers=views_of), "act")),
-        chain(adam(), rate=5 * RATE, decay=REST_DECAY),
+        chain(adam(), rate=4 * RATE, decay=REST_DECAY),
     ),
     "celo2 with a network": lambda: by_label(
         chain(*stack(c2.celo2_direction(TINY, weight_dimension_numbers=views_of), "act")),
-        chain(adam(), rate=5 * RATE, decay=REST_DECAY),
+        chain(adam(), rate=4 * RATE, decay=REST_DECAY),
     ),
     "modern_muon": lambda: by_label(
         # gradient + 1.9 momentum(0.9) + 0.76 momentum(0.99), over 3.66
         chain(*stack(c2.mix_momenta((0.9, 0.99), (1.9 / 2.66, 0.76 / 2.66), 2.66 / 3.66), "whiten")),
-        chain(adam(), rate=4 * RATE, decay=REST_DECAY),
+        chain(adam(), rate=5 * RATE, decay=REST_DECAY),
     ),
     "celo2_ortho": lambda: by_label(chain(*celo2(True)), chain(adam(), rate=20 * RATE, decay=REST_DECAY)),
     "celo2_base": lambda: by_label(chain(*celo2(False)), chain(*celo2(False), decay=REST_DECAY)),

@@ -247,9 +247,10 @@ def assemble(direction: Direction, n: Numbers, steps: int) -> optax.GradientTran
     transforms = {role: adamw(role) for role in ("embedding", "head", "vector")} | {"hidden": stack_layers(hidden)}
     labels = lambda params: jax.tree.map(lambda label: "vector" if label == "other" else label, label_params(params))
     strength = lambda count: n["look_ahead"] * schedule_shape(n, count / steps)
-    return optax.chain(
-        optax.partition(transforms, labels), look_ahead(strength, n["look_ahead_decay"], total_steps=steps)
-    )
+    parts = optax.partition(transforms, labels)
+    if not isinstance(steps, int):  # traced: the length is not known, and without a length there is no look-ahead
+        return parts
+    return optax.chain(parts, look_ahead(strength, n["look_ahead_decay"], total_steps=steps))
 
 
 def optax_muon(n: Numbers, steps: int) -> optax.GradientTransformation:

@@ -1,7 +1,7 @@
 """Celo2, a learned optimizer, and the harness around it, as Optax building blocks.
 
 import celo2_harness
-tx = celo2_harness.build(preset="celo2_ortho", learning_rate=1e-3, total_steps=10_000)
+tx = celo2_harness.build(total_steps=10_000)
 """
 
 from celo2_harness import harness as harness, plugins as plugins, schedules as schedules
@@ -24,6 +24,7 @@ from celo2_harness.blocks import (
     orthogonalize as orthogonalize,
     scale_by_celo2 as scale_by_celo2,
     scale_by_shape as scale_by_shape,
+    scale_by_width as scale_by_width,
 )
 from celo2_harness.harness import AdamW as AdamW, build as build, describe as describe
 from celo2_harness.routing import Rule as Rule, label_params as label_params, route as route

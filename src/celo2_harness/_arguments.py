@@ -29,7 +29,7 @@ def number(name: str, value: Any, *, schedule: bool = True) -> Any:
         A Python number for those of NumPy; JAX arrays, traced numbers and schedules as they are.
 
     Raises:
-        ValueError: The value is negative, not finite, not real, or has axes.
+        ValueError: If the value is negative, not finite, not real, or has axes.
 
     Example:
         >>> number("weight_decay", np.float32(0.5))
@@ -58,7 +58,7 @@ def run_length(total_steps: Any) -> int:
     """The length of a run as a Python number.
 
     Raises:
-        ValueError: It is no whole number of at least 1 and below 2^31.
+        ValueError: If it is no whole number of at least 1 and below 2^31.
     """
     _refuse_traced(total_steps)
     whole = isinstance(total_steps, WHOLE) or (np.ndim(total_steps) == 0 and _is_whole_array(total_steps))
@@ -72,7 +72,7 @@ def warmup_length(warmup: Any, total_steps: int) -> Any:
     """The warm-up as a Python number.
 
     Raises:
-        ValueError: It is neither a fraction of the run below 1 nor a number of steps below its length.
+        ValueError: If it is neither a fraction of the run below 1 nor a number of steps below its length.
     """
     _refuse_traced(warmup)
     if isinstance(warmup, (np.generic, np.ndarray)) and warmup.ndim == 0:
@@ -88,7 +88,7 @@ def choose(name: str, choices: Mapping[str, Any], argument: str) -> Any:
     """The choice of that name.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        ValueError: If there is none; the message names the nearest.
     """
     if name not in choices:
         near = difflib.get_close_matches(name, choices, n=1)

@@ -40,7 +40,7 @@ def tree_bytes(tree: PyTree, shardings: PyTree = None) -> int:
 
 
 def is_function(x: Any) -> TypeGuard[Callable[..., Any]]:
-    """Whether a value is a function and not a tree that can be called, as an Equinox module of labels can.
+    """Returns whether a value is a function and not a tree that can be called, as an Equinox module of labels can.
 
     >>> is_function(len), is_function({"layer": len})
     (True, False)
@@ -114,7 +114,7 @@ def require_like_params(owner: str, updates: PyTree, params: PyTree) -> None:
         params: The parameters.
 
     Raises:
-        ValueError: A leaf that only one of the trees has, or one of another shape; the message names it.
+        ValueError: If only one of the trees has a leaf, or it has another shape; the message names it.
     """
     same = jax.tree.structure(updates) == jax.tree.structure(params)
     if same and [jnp.shape(x) for x in jax.tree.leaves(updates)] == [jnp.shape(x) for x in jax.tree.leaves(params)]:

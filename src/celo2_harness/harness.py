@@ -37,14 +37,20 @@ from celo2_harness.presets import (
     register_preset as register_preset,
 )
 from celo2_harness.routing import RuleLike
-from celo2_harness.rule import resolve_kernel, resolve_state_dtype
+from celo2_harness.rule import (
+    kernel_here,
+    resolve_kernel,
+    resolve_state_dtype,
+    sees_training_fraction,
+    usual_precision,
+)
 from celo2_harness.schedules import SCHEDULES, scaled
 from celo2_harness.sharding import Sharding, on_explicit_mesh, placed, resolve_shardings
 from celo2_harness.velo import VeloWeights
 from celo2_harness.weights import LinearWeights, Weights
 
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
-STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "sharding", "weight_dimension_numbers")
+STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "precision", "sharding", "weight_dimension_numbers")
 # The roles that a weight decay on "all matrices, but no biases and no norms" names.
 MATRICES = ("hidden", "embedding", "head", "other")
 # What may be set apart, from general to special: a "vector" is any of the four after it.
@@ -58,7 +64,7 @@ ByRole = ScalarOrSchedule | Mapping[str, Any]
 
 
 def build(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     *,
@@ -75,7 +81,8 @@ def build(
     per_head: bool = False,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
-    kernel: str = "xla",
+    kernel: str = "auto",
+    precision: Any = None,
     sharding: Sharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer for a whole parameter tree.
@@ -89,7 +96,8 @@ def build(
 
     Args:
         preset: A name out of `presets()`, or a `Preset`.
-        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden matrix), or an Optax schedule,
+        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden
+            matrix, in `celo2` one of 128 x 128), or an Optax schedule,
             which is taken as it is (under `optax.inject_hyperparams` it arrives as a number, and is multiplied by
             `schedule` if `total_steps` is given). None: the preset's default.
         total_steps: The length of the run in steps, for the schedule. None: a number is a constant learning rate. VeLO
@@ -116,8 +124,10 @@ def build(
             (None: not a hidden matrix), a prefix of it, or a function of the parameters. It goes before the built-in
             rules and after `rules`.
         state_dtype: The dtype of the learned rule's momenta and second moment, float32 or bfloat16.
-        kernel: How the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
-            which is slow and meant for tests).
+        kernel: How the learned rule is computed: "auto" (three Pallas kernels a leaf where JAX runs on one GPU, else
+            XLA), "xla" or "pallas" (without a GPU it is interpreted, which is slow and meant for tests).
+        precision: The precision of the products of Newton-Schulz, as in `jax.numpy.matmul`, for example "highest" or
+            "BF16_BF16_F32". None: the highest where JAX runs on a CPU, and the hardware's usual one on accelerators.
         sharding: How the parameters lie on a mesh of devices: a mesh (placed by
             `celo2_harness.sharding.parameter_shardings`), a tree of `jax.sharding.NamedSharding` like the parameters,
             or a function of the parameters returning one. State and updates are then placed like the parameters, and
@@ -131,13 +141,13 @@ def build(
         their gradients are not looked at.
 
     Raises:
-        ValueError: A value out of range, an unknown name (the nearest one is suggested), weights that cannot be loaded;
-            in `init` and `update`, a leaf to train that is no floating-point array, updates or a state of other
-            parameters.
-        TypeError: An argument of the wrong type.
+        ValueError: If a value is out of range, a name is unknown (the nearest one is suggested), or weights cannot be
+            loaded; in `init` and `update`, if a leaf to train is no floating-point array, or updates or a state are of
+            other parameters.
+        TypeError: If an argument is of the wrong type.
 
     Example:
-        >>> tx = build(preset="celo2_ortho", learning_rate=1e-3, total_steps=1000, weight_decay=0.1)
+        >>> tx = build(total_steps=1000, weight_decay=0.1)
         >>> params = {"layer": {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(4)}}
         >>> updates, state = tx.update(params, tx.init(params), params)
         >>> jax.tree.map(jnp.shape, updates)
@@ -164,6 +174,7 @@ def build(
         weight_dimension_numbers=weight_dimension_numbers,
         state_dtype=state_dtype,
         kernel=kernel,
+        precision=precision,
         sharding=sharding,
     )
 
@@ -178,8 +189,8 @@ def build(
     return _explained(plan.preset.name, tx)
 
 
-def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: Any) -> str:
-    """What `build` would do with every leaf, as a printable table.
+def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -> str:
+    """Returns a printable table of what `build` would do with every leaf.
 
     Args:
         params: A parameter tree; shapes are enough (`jax.eval_shape`).
@@ -188,7 +199,7 @@ def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: 
 
     Returns:
         A table of path, shape, matrix view, label, optimizer, learning-rate factor, weight decay, parameters, state
-        bytes and rule, and totals.
+        bytes and rule, and totals; and how the update is computed on this machine.
 
     Raises:
         ValueError: As `build` does.
@@ -204,12 +215,12 @@ def describe(params: PyTree, preset: str | Preset = "celo2_ortho", **arguments: 
     bound = inspect.signature(build).bind(preset, **arguments)
     bound.apply_defaults()
     plan = _plan(**bound.arguments)
-    return routing.format_report([plan.row(route) for route in jax.tree.leaves(plan.routes(params))])
+    return routing.format_report([plan.row(route) for route in jax.tree.leaves(plan.routes(params))], plan.computed())
 
 
 @_checked
 def learning_rate_schedule(
-    preset: str | Preset = "celo2_ortho",
+    preset: str | Preset = "celo2",
     learning_rate: ScalarOrSchedule | None = None,
     total_steps: Any = None,
     schedule: str = "warmup_cosine",
@@ -281,12 +292,15 @@ def _plan(
     weight_dimension_numbers: WeightDimensionNumbers,
     state_dtype: Any,
     kernel: str,
+    precision: Any,
     sharding: Sharding | None,
 ) -> "_Plan":
     """The arguments of `build` and `describe`, checked and resolved."""
     recipe = find_preset(preset)
     rate = _learning_rate(recipe, learning_rate, total_steps, schedule, warmup)
-    if recipe.needs_num_steps and total_steps is None:
+    loaded = preset_weights(recipe, weights)
+    needs_num_steps = recipe.needs_num_steps or isinstance(loaded, Weights) and sees_training_fraction(loaded.config)
+    if needs_num_steps and total_steps is None:
         raise ValueError(f"preset {recipe.name}: total_steps is missing; the rule needs the length of the run.")
     decays = _by_role("weight_decay", weight_decay, "hidden")
     factor = {} if rest_learning_rate_factor is None else rest_learning_rate_factor
@@ -305,9 +319,10 @@ def _plan(
         rest=_rest_terms(recipe, factors, decays, number("rest_weight_decay", rest_weight_decay), asked),
         weight_decay_mode=choose(weight_decay_mode, {mode: mode for mode in get_args(Mode)}, "weight_decay_mode"),
         settings=Settings(
-            weights=preset_weights(recipe, weights),
+            weights=loaded,
             state_dtype=resolve_state_dtype(state_dtype),
             kernel=resolve_kernel(kernel),
+            precision=precision,
             total_steps=None if total_steps is None else run_length(total_steps),
         ),
         sharding=sharding,
@@ -397,7 +412,7 @@ class _Plan:
         return routes
 
     def key(self, route: routing.Route) -> str:
-        """Which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
+        """Returns which of the terms a leaf has: "hidden", "frozen", a role that is set apart, or "rest"."""
         group = group_of(route)
         apart = [name for name in (route.role, route.label) if name in self.rest]
         return apart[0] if group == "rest" and apart else group
@@ -445,6 +460,15 @@ class _Plan:
                 transforms[key] = chain(key, terms, {None: terms.weight_decay})
         # A function: Optax would call a tree of labels that can be called, which every Equinox model is.
         return optax.partition(transforms, lambda _: keys)
+
+    def computed(self) -> str:
+        """How learned rules and Newton-Schulz are computed here."""
+        kernel, precision = kernel_here(self.settings.kernel), usual_precision(self.settings.precision)
+        ways = {"xla": "by XLA", "pallas": "in Pallas kernels"}
+        return (
+            f"on {jax.default_backend()}: learned rules are computed {ways[kernel]} (kernel={self.settings.kernel!r}),"
+            f" products of Newton-Schulz at precision {precision} (precision={self.settings.precision!r})"
+        )
 
     def row(self, route: routing.Route) -> routing.ReportRow:
         """What the optimizer does with a leaf."""

@@ -28,18 +28,18 @@ def plugin_names(kind: str) -> tuple[str, ...]:
 
 
 def load_plugin(kind: str, name: str, expected: type[Value]) -> Value | None:
-    """What an installed package adds under a name, imported now.
+    """Imports and returns what an installed package adds under a name.
 
     Args:
         kind: "presets" or "tasks".
         name: The name of the entry point. Where two packages use it, the first on the import path has it.
-        expected: What the entry point must be an instance of.
+        expected: The class that the entry point must be an instance of.
 
     Returns:
         The addition; None if no package adds that name.
 
     Raises:
-        ValueError: The package cannot be imported, or adds something else; the message names it.
+        ValueError: If the package cannot be imported, or adds something else; the message names it.
     """
     entry = next(iter(importlib.metadata.entry_points(group=f"celo2_harness.{kind}", name=name)), None)
     if entry is None:

@@ -24,6 +24,7 @@ from celo2_harness.blocks import (
     orthogonalize,
     scale_by_celo2,
     scale_by_shape,
+    scale_by_width,
 )
 from celo2_harness.blocks.in_eigenbasis import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers, optax_dimension_numbers
@@ -44,7 +45,7 @@ _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """What the optimizer of one role differs in from the rest of its preset; None stands for no difference.
+    """The settings in which one role differs from the rest of its preset; None stands for no difference.
 
     Attributes:
         learning_rate_factor: Learning rate over that of hidden matrices, a number or a schedule.
@@ -70,13 +71,14 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the direction of a preset may depend on.
+    """The arguments of a preset's direction.
 
     Attributes:
         weights: The learned rule; None in presets that have none.
         views: The matrix view of every leaf, as blocks take it (`weight_dimension_numbers`).
         state_dtype: The dtype of the learned rule's state.
-        kernel: How the learned rule's network is evaluated.
+        kernel: How the learned rule is computed.
+        precision: The precision of the products of Newton-Schulz.
         sharding: The `NamedSharding` of every leaf, as a function of the updates; None on one device.
         total_steps: The length of the run in steps; None where it is not known.
         betas: The decays of AdamW's moments.
@@ -85,7 +87,8 @@ class Settings:
     weights: Weights | LinearWeights | VeloWeights | None = None
     views: WeightDimensionNumbers = None
     state_dtype: Any = "float32"
-    kernel: str = "xla"
+    kernel: str = "auto"
+    precision: Any = None
     sharding: Callable[[Updates], Any] | None = None
     total_steps: int | None = None
     betas: tuple[float, float] = ADAMW_BETAS
@@ -115,13 +118,13 @@ class Preset:
     """A named optimizer: one group for hidden matrices, one for the rest.
 
     Attributes:
-        name: What `build(preset=...)` takes.
+        name: The name that `build(preset=...)` takes.
         description: One line.
         hidden: Group of leaves labelled "hidden".
         rest: Group of all other leaves, except frozen ones; None: they are in the first group too.
         learning_rate: Default peak learning rate.
         weights: Default weights of the learned rule; None if the preset has none.
-        load: How weights are loaded, if not by `load_weights`. Without default weights they have to be given.
+        load: The function that loads weights; None is `load_weights`. Without default weights they have to be given.
         needs_num_steps: Whether the rule keeps its own time: it needs `total_steps`, and `schedule` and `warmup` have
             no effect.
         roles: Roles of the rest that differ from it (see `build`).
@@ -151,7 +154,9 @@ def _celo2(settings: Settings, orthogonalize: bool) -> optax.GradientTransformat
         weight_dimension_numbers=settings.views,
         state_dtype=settings.state_dtype,
         kernel=settings.kernel,
+        precision=settings.precision,
         sharding=settings.sharding,
+        total_steps=settings.total_steps,
     )
 
 
@@ -178,7 +183,8 @@ def _muon(settings: Settings) -> optax.GradientTransformation:
         )
     # On a mesh, Optax's iterations would each communicate. Without iterations it gives the normalised momentum.
     momentum = optax.contrib.scale_by_muon(beta=0.95, ns_steps=0, weight_dimension_numbers=numbers)
-    return optax.chain(momentum, orthogonalize(weight_dimension_numbers=views, sharding=settings.sharding), shape)
+    products = orthogonalize(weight_dimension_numbers=views, precision=settings.precision, sharding=settings.sharding)
+    return optax.chain(momentum, products, shape)
 
 
 def _in_eigenbasis(direction: optax.GradientTransformation, mode: Mode, settings: Settings) -> Any:
@@ -186,8 +192,9 @@ def _in_eigenbasis(direction: optax.GradientTransformation, mode: Mode, settings
     views, sharding = settings.views, settings.sharding
     return optax.chain(
         in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views, sharding=sharding),
-        orthogonalize(weight_dimension_numbers=views, sharding=sharding),
+        orthogonalize(weight_dimension_numbers=views, precision=settings.precision, sharding=sharding),
         normalize_rms(weight_dimension_numbers=views),
+        scale_by_width(weight_dimension_numbers=views),
     )
 
 
@@ -208,6 +215,7 @@ def _celo2_in_eigenbasis(settings: Settings) -> optax.GradientTransformation:
             state_dtype=dtype,
             kernel=settings.kernel,
             sharding=settings.sharding,
+            total_steps=settings.total_steps,
         )
     return _in_eigenbasis(direction, "act", settings)
 
@@ -250,16 +258,16 @@ _PRESETS: dict[str, Preset] = {
             name="celo2",
             description="Learned rule in the gradients' eigenbasis + Newton-Schulz for hidden matrices, AdamW else",
             hidden=Group("celo2 in the eigenbasis + Newton-Schulz", _celo2_in_eigenbasis),
-            rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
-            learning_rate=4e-3,
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=4.0),
+            learning_rate=3e-3,
             weights="celo2_linear",
         ),
         Preset(
             name="modern_muon",
             description="The same stack with two momenta, whitened (SOAP), in place of the learned rule",
             hidden=Group("momenta whitened in the eigenbasis + Newton-Schulz", _modern_muon),
-            rest=dataclasses.replace(_ADAMW, learning_rate_factor=4.0),
-            learning_rate=3e-3,
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
+            learning_rate=2.4e-3,
         ),
         Preset(
             name="celo2_ortho",
@@ -355,7 +363,7 @@ def register_preset(preset: Preset, *, overwrite: bool = False) -> None:
         overwrite: Whether to replace one of the same name.
 
     Raises:
-        ValueError: The name is taken, and `overwrite` is False.
+        ValueError: If the name is taken, and `overwrite` is False.
 
     Example:
         >>> from celo2_harness import harness
@@ -372,7 +380,7 @@ def find_preset(preset: str | Preset) -> Preset:
     """A preset by name, or the given one.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: If there is none of that name.
     """
     if isinstance(preset, Preset):
         return preset
@@ -387,7 +395,7 @@ def preset_weights(
     """The weights that a preset is built with: the given ones or its own, loaded; None if it has no learned rule.
 
     Raises:
-        ValueError: They cannot be loaded, none are given where there are no default ones, or some where there is no
+        ValueError: If they cannot be loaded, none are given where there are no default ones, or some where there is no
             learned rule.
     """
     if not recipe.learned:

@@ -37,7 +37,7 @@ def make_mesh(lengths: Mapping[str, int], devices: Sequence[Any] | None = None) 
         The mesh.
 
     Raises:
-        ValueError: Another axis, a length below one, or too few devices.
+        ValueError: If an axis has another name, a length is below one, or there are too few devices.
 
     Example:
         >>> make_mesh({"data": 1, "fsdp": 1}).axis_names
@@ -97,7 +97,7 @@ def resolve_shardings(sharding: Sharding, params: Params) -> PyTree:
     """The tree of `NamedSharding` that a `Sharding` means for a parameter tree.
 
     Raises:
-        ValueError: A leaf has no `NamedSharding`, or one on a mesh whose axes are not `AxisType.Auto`.
+        ValueError: If a leaf has no `NamedSharding`, or one on a mesh whose axes are not `AxisType.Auto`.
     """
     if isinstance(sharding, Mesh):
         tree = parameter_shardings(params, sharding)
@@ -176,7 +176,7 @@ def placed(
 
     Args:
         tx: An optimizer whose `update` gets parameters.
-        sharding: How the parameters lie.
+        sharding: The mesh, or the sharding of every leaf.
         own: Parts of the state that have placed themselves, by their type.
 
     Returns:

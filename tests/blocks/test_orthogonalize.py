@@ -1,5 +1,7 @@
 """Orthogonalisation of trees: which leaves, as which matrices, together or one by one."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,16 @@ def test_scale_by_shape():
     np.testing.assert_allclose(got, np.sqrt(6.0), rtol=1e-6)
 
 
+def test_steps_of_all_widths_have_one_norm(key):
+    tree = {"wide": normal(key, (3, 8, 32)), "square": normal(key, (16, 16)), "b": jnp.ones(5)}
+    got = apply(optax.chain(c2.normalize_rms(), c2.scale_by_width(16)), tree)
+    np.testing.assert_allclose(jnp.linalg.norm(got["wide"], axis=(1, 2)), 16.0, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(got["square"]), 16.0, rtol=1e-5)
+    np.testing.assert_allclose(got["b"], tree["b"], rtol=1e-6)
+    got = apply(c2.scale_by_width(32, 0.5, weight_dimension_numbers=MuonDimensionNumbers((0, 1), (2,))), tree["wide"])
+    np.testing.assert_allclose(got, tree["wide"] * (32 / np.sqrt(24 * 32)) ** 0.5, rtol=1e-6)
+
+
 def test_a_semi_orthogonal_matrix_gets_the_rms_asked_for(key):
     tree = {"w": normal(key, (4, 12))}
     got = apply(optax.chain(c2.orthogonalize([(1.5, -0.5, 0.0)] * 20), c2.scale_by_shape(0.2)), tree)["w"]
@@ -86,3 +98,14 @@ def test_views_of_variables_serve_plain_arrays_and_masked_trees():
     optimizer.update(model, params)
     expected = c2.orthogonalize().update({"fc": before}, c2.orthogonalize().init({"fc": before}))[0]["fc"]
     np.testing.assert_allclose(model["fc"].kernel[...] - before, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_matrices_share_batches_on_accelerators(key, monkeypatch):
+    tree = normal(key, {"a": (24, 40), "b": (40, 24), "c": (24, 40), "d": (24, 24)})
+    products = lambda: str(jax.make_jaxpr(lambda tree: apply(c2.orthogonalize(), tree))(tree)).count("dot_general")
+    monkeypatch.setattr(sys.modules[c2.orthogonalize.__module__], "LARGEST_STACKED", 1)
+    alone = products()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert products() * 4 == alone
+    for name, got in apply(c2.orthogonalize(precision="highest"), tree).items():
+        assert relative_error(got, plain.newton_schulz(np.asarray(tree[name]))) <= 3e-5, name

@@ -48,7 +48,7 @@ def test_a_batch_comes_apart_as_it_was_put_together(name):
         np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("tall" in name)) for name in TREES])
 def test_directions_and_accumulators_are_those_of_single_leaves(name):
     batch = one_batch(TREES[name])
     parameters = arrays(batch.views, 1)

@@ -14,7 +14,7 @@ from celo2_harness.blocks.moments import unpack_moments
 from celo2_harness.velo import VELO, VeloWeights, load_velo_weights, velo
 from celo2_harness.velo.leaf import velo_view
 from celo2_harness.velo.loss import loss_decays
-from celo2_harness.velo.step import Memory, velo_step
+from celo2_harness.velo.step import StepState, velo_step
 
 CONFIG = dataclasses.replace(VELO, lstm=16, bank=4)
 STEPS = 6
@@ -56,19 +56,19 @@ def run(weights):
     def step(gradients, state, params, loss):
         leaves, treedef = jax.tree.flatten(params)
         rows = lambda tree: jnp.stack(jax.tree.leaves(tree))
-        memory = Memory(state.count, unpack_moments(treedef, state), rows(state.hidden), rows(state.cell), state.losses)
+        before = StepState(
+            state.count, unpack_moments(treedef, state), rows(state.hidden), rows(state.cell), state.losses
+        )
         views = [velo_view(x.shape) for x in leaves]
-        thoughts = velo_step(CONFIG, weights.theta, views, jax.tree.leaves(gradients), leaves, memory, loss, num_steps)[
-            2
-        ]
+        aux = velo_step(CONFIG, weights.theta, views, jax.tree.leaves(gradients), leaves, before, loss, num_steps)[2]
         updates, state = tx.update(gradients, state, params, value=loss)
-        return optax.apply_updates(params, updates), state, thoughts
+        return optax.apply_updates(params, updates), state, aux
 
     params, steps = part("params/"), []
     state = tx.init(params)
     for t in range(STEPS):
-        params, state, thoughts = step(part(f"grads/{t}/"), state, params, part("losses/")[str(t)])
-        steps.append((params, state, thoughts))
+        params, state, aux = step(part(f"grads/{t}/"), state, params, part("losses/")[str(t)])
+        steps.append((params, state, aux))
     return steps
 
 
@@ -89,11 +89,11 @@ def test_what_the_lstm_sees_and_answers(run, record_property):
     order = [str(name) for name in reference()["leaf_order"]]
     assert order == sorted(run[0][0])
     errors = {}
-    for t, (_, state, thoughts) in enumerate(run):
+    for t, (_, state, aux) in enumerate(run):
         got = {
-            "lstm_inputs": thoughts.inputs,
-            "controls": thoughts.controls.coefficients,
-            "step_multiplier": thoughts.controls.step_multiplier,
+            "lstm_inputs": aux.inputs,
+            "controls": aux.controls.coefficients,
+            "step_multiplier": aux.controls.step_multiplier,
             "lstm_hidden": jnp.stack([state.hidden[name] for name in order]),
             "lstm_cell": jnp.stack([state.cell[name] for name in order]),
         }

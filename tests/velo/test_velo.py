@@ -91,7 +91,7 @@ def test_losses_that_are_not_finite(loss, first, params, gradients):
         assert_trees_equal(state.losses, before.losses)
     else:
         # One loss of 2: the means are (1 - d) 2, and the bound takes the exponent of the next count.
-        largest = np.max((1 - np.float64(loss_decays(10))) * 2 / (1 - np.float64(loss_decays(10)) ** 2))
+        largest = float(np.max((1 - np.float64(loss_decays(10))) * 2 / (1 - np.float64(loss_decays(10)) ** 2)))
         assert_trees_close(state.losses, update(gradients, before, params, 2 * largest)[1].losses, 1e-5)
 
 
@@ -239,6 +239,7 @@ def test_the_preset_is_velo_on_all_leaves_together(key):
         np.testing.assert_allclose(got, -1e-3 * w * params[name][part], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_leaves_are_not_seen(key):
     params, gradients = normal(key, MODEL), normal(jax.random.fold_in(key, 1), MODEL)
     part = lambda tree: {"layer": tree["layer"]}
@@ -262,9 +263,7 @@ def test_what_the_preset_cannot_do_without():
 
 
 def test_the_report(key):
-    report = harness.describe(
-        normal(key, MODEL), PRESET, weights=random_velo(), weight_decay=2.0, rest_weight_decay=3.0
-    )
+    report = harness.describe(normal(key, MODEL), PRESET, weights=VELO_TINY, weight_decay=2.0, rest_weight_decay=3.0)
     kernel = next(line for line in report.splitlines() if line.startswith("layer/kernel"))
     # Three momenta, a second moment, three rows and columns, and two vectors of the LSTM.
     assert "velo" in kernel and "0.002" in kernel and str(4 * (4 * 24 + 3 * (4 + 6) + 2 * 3)) in kernel
@@ -274,7 +273,14 @@ def test_the_report(key):
 
 
 @pytest.mark.parametrize(
-    ("config", "size"), [(VELO_S, 3.0), (dataclasses.replace(VELO_S, ff_mult=7.0), 3.0), (VELO, 6.25)]
+    ("config", "size"),
+    [
+        (VELO_S, 3.0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((dataclasses.replace(VELO_S, ff_mult=7.0), 3.0), (VELO, 6.25))
+        ),
+    ],
 )
 def test_first_networks_have_a_size_whatever_the_factor(config, size):
     """The mixed network of a given hidden state: mean square by hand, of independent entries with known variances."""
@@ -288,7 +294,7 @@ def test_first_networks_have_a_size_whatever_the_factor(config, size):
     np.testing.assert_allclose(np.mean(np.square(w1)), expected, rtol=0.35)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_random_numbers_move_parameters(key, seed):
     """Else meta-training from them has no gradient: float32 rounds steps below 6e-8 of a parameter away."""
     tx = velo(VeloWeights(init_theta(VELO_S, jax.random.key(seed)), VELO_S), num_steps=10)

@@ -17,3 +17,4 @@ from celo2_harness.blocks.mix_momenta import MixMomentaState as MixMomentaState,
 from celo2_harness.blocks.orthogonalize import orthogonalize as orthogonalize
 from celo2_harness.blocks.rms import NormalizeRmsState as NormalizeRmsState, normalize_rms as normalize_rms
 from celo2_harness.blocks.shape import scale_by_shape as scale_by_shape
+from celo2_harness.blocks.width import scale_by_width as scale_by_width

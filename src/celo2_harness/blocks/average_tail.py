@@ -50,7 +50,7 @@ def average_tail(
         that would not be finite do not enter the average.
 
     Raises:
-        ValueError: `total_steps` is below one; in `update`, when `params` is None or another tree than the updates.
+        ValueError: If `total_steps` is below one; in `update`, if `params` is None or another tree than the updates.
 
     Example:
         >>> tx = optax.chain(optax.sgd(1.0), average_tail(0.5, 1.0, total_steps=4))
@@ -118,7 +118,7 @@ def averaged_params(state: Any, params: Params, weight: ArrayLike = 0.6) -> Para
         the average leaves them out.
 
     Raises:
-        ValueError: There is no `average_tail` in the optimizer.
+        ValueError: If there is no `average_tail` in the optimizer.
 
     Example:
         >>> tx = average_tail(total_steps=10)

@@ -18,8 +18,10 @@ def scale_by_celo2(
     normalization: Mode | None = None,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
-    kernel: str = "xla",
+    kernel: str = "auto",
+    precision: Any = None,
     sharding: LeafShardings = None,
+    total_steps: int | None = None,
 ) -> optax.GradientTransformation:
     """`celo2_direction`, then (if asked) `orthogonalize`, then `normalize_rms`: the published scale_by_celo2.
 
@@ -29,8 +31,10 @@ def scale_by_celo2(
         normalization: Mode of `normalize_rms`; None takes the one that the weights were trained with.
         weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
         state_dtype: The dtype of momenta and second moment.
-        kernel: How the network is evaluated (see `celo2_direction`).
+        kernel: How the learned rule is computed (see `celo2_direction`).
+        precision: The precision of the products of Newton-Schulz (see `orthogonalize`).
         sharding: How the updates lie on a mesh (see `orthogonalize`).
+        total_steps: The length of the run, for weights that see the training fraction (see `celo2_direction`).
 
     Returns:
         An `optax.GradientTransformation`; the update has RMS one per matrix, to be scaled by the learning rate.
@@ -50,10 +54,15 @@ def scale_by_celo2(
     views = weight_dimension_numbers
     blocks = [
         celo2_direction(
-            weights, weight_dimension_numbers=views, state_dtype=state_dtype, kernel=kernel, sharding=sharding
+            weights,
+            weight_dimension_numbers=views,
+            state_dtype=state_dtype,
+            kernel=kernel,
+            sharding=sharding,
+            total_steps=total_steps,
         )
     ]
     if orthogonalize:
-        blocks.append(orthogonalize_block(weight_dimension_numbers=views, sharding=sharding))
+        blocks.append(orthogonalize_block(weight_dimension_numbers=views, precision=precision, sharding=sharding))
     mode: Any = weights.config.normalization if normalization is None else normalization
     return optax.chain(*blocks, normalize_rms(mode, weight_dimension_numbers=views, sharding=sharding))

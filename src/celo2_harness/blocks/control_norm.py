@@ -47,9 +47,9 @@ def control_norm(
 
     Args:
         mode: One of the three.
-        learning_rate: r, a number or a schedule of the step count; "hyperball" only.
-        strength: Part of the outward radial component that is taken away; "radial" only.
-        floor: Least norm of a unit's direction, over that of its weights; "rows" only.
+        learning_rate: The learning rate r, a number or a schedule of the step count; "hyperball" only.
+        strength: The part of the outward radial component that is taken away; "radial" only.
+        floor: The least norm of a unit's direction, over that of its weights; "rows" only.
         weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
 
     Returns:
@@ -57,8 +57,8 @@ def control_norm(
         the others have none. Updates keep their dtype. A matrix whose direction is zero or not finite gets update zero.
 
     Raises:
-        ValueError: Unknown mode, or a learning rate that is missing ("hyperball") or out of place (the others); in
-            `update`, when `params` is None or another tree than the updates, or a view does not fit its leaf.
+        ValueError: If the mode is unknown, or a learning rate is missing ("hyperball") or out of place (the others); in
+            `update`, if `params` is None or another tree than the updates, or a view does not fit its leaf.
 
     Example:
         >>> tx = control_norm("hyperball", learning_rate=0.1)

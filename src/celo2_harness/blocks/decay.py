@@ -38,7 +38,7 @@ def add_decayed_weights(
         An `optax.GradientTransformation`; `update` needs `params`. Updates keep their dtype.
 
     Raises:
-        ValueError: Unknown mode; in `update`, when `params` is None or another tree than the updates.
+        ValueError: If the mode is unknown; in `update`, if `params` is None or another tree than the updates.
 
     Example:
         >>> tx = add_decayed_weights(0.1)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
+from celo2_harness._arguments import run_length
 from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.moments import NOTHING, pack_moments, unpack_moments
@@ -23,11 +25,13 @@ from celo2_harness.rule import (
     MatrixView,
     Moments,
     Theta,
+    at_training_fraction,
     batch_direction,
     init_moments,
     leaf_direction,
     resolve_kernel,
     resolve_state_dtype,
+    sees_training_fraction,
 )
 from celo2_harness.weights import Weights, load_weights
 
@@ -45,13 +49,20 @@ class Celo2State(NamedTuple):
     diag: tuple[Updates, ...]
 
 
+class TimedCelo2State(NamedTuple):
+    """The state of a rule that sees the training fraction: the step count, and the accumulators."""
+
+    count: Int[Array, ""]
+    accumulators: Celo2State
+
+
 # Leaves of one view are traced once, and run as one call each outside of jit.
 _leaf_direction = jax.jit(leaf_direction, static_argnums=(1, 2, 6, 8))
 _batch_direction = jax.jit(batch_direction, static_argnums=(1, 2, 6))
 
 
 def _column_parts(view: MatrixView, place: NamedSharding | None) -> int:
-    """How many devices split the last axis of the view."""
+    """Returns how many devices split the last axis of the view."""
     return 1 if place is None else math.prod(place.mesh.shape[name] for name in viewed_axes(view, place)[-1])
 
 
@@ -85,8 +96,9 @@ def celo2_direction(
     *,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
-    kernel: str = "xla",
+    kernel: str = "auto",
     sharding: LeafShardings = None,
+    total_steps: int | None = None,
 ) -> optax.GradientTransformation:
     """The learned update direction, raw: not orthogonalised, not normalised, not scaled.
 
@@ -99,20 +111,23 @@ def celo2_direction(
             function of the updates returning one. None, or None at a leaf: the last two axes, as published.
         state_dtype: The dtype of momenta and second moment, float32 or bfloat16. Row and column moments stay float32.
             Updates have the parameter's dtype; all arithmetic is float32.
-        kernel: How the network is evaluated: "xla", or "pallas" (one Triton kernel; without a GPU it is interpreted,
-            which is slow and meant for tests).
+        kernel: How the learned rule is computed: "auto" (three Pallas kernels a leaf where JAX runs on one GPU, else
+            XLA), "xla" or "pallas" (without a GPU it is interpreted, which is slow and meant for tests).
         sharding: How the updates lie on a mesh (see `orthogonalize`). The state is placed like them, row and column
             moments along the axis that they keep, and the statistics of split leaves take few collectives. It changes
             no number but by rounding.
+        total_steps: The length of the run in steps, for weights that see the training fraction. The state then counts
+            steps.
 
     Returns:
         An `optax.GradientTransformation`; `update` needs `params`. A matrix (or vector) whose gradients have all been
         zero gets direction zero. NaN entries of gradients count as zero, infinite ones as +-1000.
 
     Raises:
-        WeightsError: The weights cannot be loaded, or are no network.
-        ValueError: Unknown `state_dtype` or `kernel`; in `update`, when `params` is None or another tree than the
-            updates; in `init` and `update`, when a view does not fit its leaf.
+        WeightsError: If the weights cannot be loaded, or are no network.
+        ValueError: If `state_dtype` or `kernel` is unknown, or `total_steps` is missing for weights that need it; in
+            `update`, if `params` is None or another tree than the updates; in `init` and `update`, if a view does not
+            fit its leaf.
 
     Example:
         >>> from celo2_harness import normalize_rms
@@ -129,8 +144,15 @@ def celo2_direction(
     config = weights.config
     state_dtype = resolve_state_dtype(state_dtype)
     kernel = resolve_kernel(kernel)
+    timed = sees_training_fraction(config)
+    if timed and total_steps is None:
+        raise ValueError(
+            "celo2_direction: total_steps is missing. The weights see the training fraction, so they need the length of"
+            " the run in steps."
+        )
+    steps = run_length(total_steps) if timed else 1
 
-    def init_fn(params: Params) -> Celo2State:
+    def init_fn(params: Params) -> Celo2State | TimedCelo2State:
         leaves, treedef = jax.tree.flatten(params)
         views = matrix_views(params, weight_dimension_numbers)
         places = leaf_shardings(params, sharding) or [None] * len(views)
@@ -139,9 +161,12 @@ def celo2_direction(
             _placed(view, place, init_moments(config, view, state_dtype)) if leaf.size else NOTHING
             for leaf, view, place in zip(leaves, views, places, strict=True)
         ]
-        return Celo2State(**pack_moments(treedef, moments, config))
+        accumulators = Celo2State(**pack_moments(treedef, moments, config))
+        return TimedCelo2State(jnp.zeros([], jnp.int32), accumulators) if timed else accumulators
 
-    def update_fn(updates: Updates, state: Celo2State, params: Params | None = None) -> tuple[Updates, Celo2State]:
+    def update_fn(
+        updates: Updates, state: Celo2State | TimedCelo2State, params: Params | None = None
+    ) -> tuple[Updates, Celo2State | TimedCelo2State]:
         if params is None:
             raise ValueError(
                 "celo2_direction: update(updates, state, params) was called without params. The learned rule reads the"
@@ -149,6 +174,10 @@ def celo2_direction(
             )
         require_like_params("celo2_direction", updates, params)
         theta = Theta(*(jnp.asarray(x, jnp.float32) for x in weights.theta))
+        count = None
+        if isinstance(state, TimedCelo2State):
+            theta = at_training_fraction(theta, config, state.count / steps)
+            count, state = jnp.asarray(optax.safe_increment(state.count)), state.accumulators
         gradients, treedef = jax.tree.flatten(updates)
         parameters = treedef.flatten_up_to(params)
         views = matrix_views(updates, weight_dimension_numbers)
@@ -172,6 +201,7 @@ def celo2_direction(
                 theta, config, view, gradients[i], parameters[i], moments[i], kernel, done, parts
             )
             directions[i], moments[i] = view.invert(raw).astype(parameters[i].dtype), _placed(view, place, new)
-        return treedef.unflatten(directions), Celo2State(**pack_moments(treedef, moments, config))
+        accumulators = Celo2State(**pack_moments(treedef, moments, config))
+        return treedef.unflatten(directions), accumulators if count is None else TimedCelo2State(count, accumulators)
 
     return optax.GradientTransformation(init_fn, update_fn)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ def refuse_unknown_fields(state: optax.OptState, shapes: Mapping[Any, Any]) -> N
             parameter if its path ends with that of the parameter and it has its shape.
 
     Raises:
-        ValueError: An array that belongs to a parameter is in a field of another name than these.
+        ValueError: If an array that belongs to a parameter is in a field of another name than these.
     """
     for path, x in jax.tree_util.tree_flatten_with_path(state)[0]:
         owner = _owner(path, x.shape, shapes)

@@ -51,7 +51,7 @@ def guard_updates(
         `nonfinite_count` and `spike_count` can be read from it with `optax.tree.get`.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = guard_updates(optax.adam(1e-3))
@@ -116,7 +116,7 @@ def guard_updates(
 
 
 def _reads(apply: Any, updates: Updates, inner_state: optax.OptState) -> tuple[list[bool], Any]:
-    """Which leaves of the updates the inner optimizer looks at, and the shapes of the updates that it returns.
+    """Returns which leaves of the updates the inner optimizer looks at, and the shapes of the updates that it returns.
 
     What it does not look at, as the gradients of frozen leaves, cannot make a step bad.
     """

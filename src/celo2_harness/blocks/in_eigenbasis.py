@@ -73,14 +73,14 @@ def in_eigenbasis(
 
     Args:
         inner: The transformation that gives the direction. Its state is made for float32 parameters.
-        decay: b, of the covariance.
+        decay: The decay b of the covariance.
         sides: "one" for the short side of every matrix, "both" for Q_L^T G Q_R, as SOAP has it.
-        every: Steps from one basis to the next. The covariance follows in every step.
+        every: The number of steps from one basis to the next. The covariance follows in every step.
         mode: "whiten" or "act".
-        second_moment_decay: c, of the second moment in the basis. None: `decay`.
-        eps: Part of the mean second moment that is added under the root. Directions in which there is nothing but
+        second_moment_decay: The decay c of the second moment in the basis; None is `decay`.
+        eps: The part of the mean second moment that is added under the root. Directions in which there is nothing but
             rounding are left small by it.
-        max_size: Longest side that gets a basis.
+        max_size: The longest side that gets a basis.
         weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
         orthonormalize: How the columns of a basis are made orthonormal: `cholesky_qr`, or a function like
             `lambda y: jax.numpy.linalg.qr(y)[0]`.
@@ -98,8 +98,8 @@ def in_eigenbasis(
         transformation does.
 
     Raises:
-        ValueError: Unknown `mode` or `sides`; in `init`, a field of the inner state whose name does not say whether it
-            turns; in `update`, a view that does not fit its leaf, or `params` of another tree than the updates.
+        ValueError: If `mode` or `sides` is unknown; in `init`, if the name of a field of the inner state does not say
+            whether it turns; in `update`, if a view does not fit its leaf, or `params` is another tree.
 
     Example:
         >>> from celo2_harness import mix_momenta, normalize_rms, orthogonalize

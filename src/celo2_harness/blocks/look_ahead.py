@@ -36,20 +36,20 @@ def look_ahead(
     they would be without it.
 
     Args:
-        strength: b, a number or a schedule of the step count. With a learning rate that changes, b in proportion to it
-            is usual: `schedules.scaled(0.3, schedules.warmup_cosine(total_steps))`.
-        decay: c. None: 1 - 1 / (horizon total_steps), at least zero.
-        start: Part of the run after which steps are added to.
-        stop: Part of the run after which they no longer are.
-        total_steps: Number of steps of the run.
-        horizon: Part of the run that the average reaches back.
+        strength: The strength b, a number or a schedule of the step count. With a learning rate that
+            changes, b in proportion to it is usual: `schedules.scaled(0.3, schedules.warmup_cosine(total_steps))`.
+        decay: The decay c; None is 1 - 1 / (horizon total_steps), at least zero.
+        start: The part of the run after which steps are added to.
+        stop: The part of the run after which they no longer are.
+        total_steps: The number of steps of the run.
+        horizon: The part of the run that the average reaches back.
 
     Returns:
         An `optax.GradientTransformation` whose state is the parameters once, float32. Updates keep their dtype. Where
         an entry of an update is not finite, the average stays as it is and the update is zero.
 
     Raises:
-        ValueError: `total_steps` is below one.
+        ValueError: If `total_steps` is below one.
 
     Example:
         >>> tx = optax.chain(optax.sgd(0.1), look_ahead(0.5, 0.5, 0.0, 1.0, total_steps=10))

@@ -36,19 +36,19 @@ def mix_momenta(
     first steps.
 
     Args:
-        decays: b_1, ..., b_K.
-        weights: w_1, ..., w_K, each a number or a schedule of the step count. They usually sum to one, which is not
-            enforced. None: 1 / K each.
-        nesterov: a, a number or a schedule. True: the mean decay, w_1 b_1 + ... + w_K b_K. False: one, which is plain
-            momentum.
-        state_dtype: Dtype of the momenta, float32 or bfloat16. Arithmetic is float32.
+        decays: The decays b_1, ..., b_K.
+        weights: The weights w_1, ..., w_K, each a number or a schedule of the step count. They usually sum to one,
+            which is not enforced; None is 1 / K each.
+        nesterov: The share a, a number or a schedule. True is the mean decay, w_1 b_1 + ... + w_K b_K; False is one,
+            which is plain momentum.
+        state_dtype: The dtype of the momenta, float32 or bfloat16. Arithmetic is float32.
 
     Returns:
         An `optax.GradientTransformation` whose state is K times the parameters. Updates keep the gradient's dtype.
         Where an entry of the gradient (or its square) is not finite, the state stays as it is and the update is zero.
 
     Raises:
-        ValueError: There is no decay, or there are not as many weights as decays.
+        ValueError: If there is no decay, or there are not as many weights as decays.
 
     Example:
         >>> tx = mix_momenta((0.9, 0.99), weights=(0.7, 0.3))

@@ -22,22 +22,30 @@ from celo2_harness.rule.newton_schulz import NORM_FLOOR, prefers_gram, resolve_c
 # Entries of a matrix up to which matrices share a batch. Stacking saves calls, but copies the matrices, and every slice
 # out of a stack is code of its own for XLA to compile; large matrices do better alone.
 LARGEST_STACKED = 512 * 512
-# Multiplications of one product: of a batch, and of padding that costs what a batch of its own would.
+# On an accelerator launches cost more than copies, up to the size whose products alone fill the device.
+LARGEST_STACKED_ON_ACCELERATORS = 2048 * 2048
+# Multiplications of one product: of a batch, which bounds the memory for it, and of padding that costs what a batch of
+# its own would.
 LARGEST_BATCH = 1 << 31
+LARGEST_BATCH_ON_ACCELERATORS = 1 << 34
 JOIN_BELOW = 1 << 17
 
 
 def _batches(views: Sequence[MatrixView], leaves: Sequence[jax.Array], chosen: Sequence[int]) -> list[Batch]:
     """The matrices of the chosen leaves in batches; large ones, and split ones, each by itself."""
 
+    on_cpu = jax.default_backend() == "cpu"
+    stacked = LARGEST_STACKED if on_cpu else LARGEST_STACKED_ON_ACCELERATORS
+    largest = LARGEST_BATCH if on_cpu else LARGEST_BATCH_ON_ACCELERATORS
+
     def key(i: int) -> Any:
         matrix = views[i].viewed[-2:]
-        alone = math.prod(matrix) > LARGEST_STACKED or explicitly_split(leaves[i])
+        alone = math.prod(matrix) > stacked or explicitly_split(leaves[i])
         # Padding must not change the form of the iteration, on which rounding depends.
         return leaves[i].dtype, prefers_gram(matrix), i if alone else None
 
     multiplications = lambda lengths: lengths[0] * math.prod(lengths)
-    return plan_batches(views, chosen, key, cost=multiplications, join_below=JOIN_BELOW, largest=LARGEST_BATCH)
+    return plan_batches(views, chosen, key, cost=multiplications, join_below=JOIN_BELOW, largest=largest)
 
 
 def orthogonalize(
@@ -51,9 +59,10 @@ def orthogonalize(
 ) -> optax.GradientTransformation:
     """Replaces every matrix by (nearly) its closest semi-orthogonal one; vectors and scalars pass through.
 
-    Small matrices of one shape are orthogonalised together as one batch, whichever leaves they come from. With
-    `sharding`, matrices of one shape are shared out among the devices, each orthogonalised on one of them: two
-    all-to-alls per mesh axis that splits them and at most one all-gather, whatever the number of iterations.
+    Small matrices of one shape are orthogonalised together as one batch, whichever leaves they come from; on
+    accelerators also large ones. With `sharding`, matrices of one shape are shared out among the devices, each
+    orthogonalised on one of them: two all-to-alls per mesh axis that splits them and at most one all-gather, whatever
+    the number of iterations.
 
     Args:
         coefficients: "quintic" (published), "polar_express", or triples (a, b, c), one per iteration.
@@ -69,7 +78,7 @@ def orthogonalize(
         A stateless `optax.GradientTransformation`; updates keep their dtype.
 
     Raises:
-        ValueError: Unknown coefficients; in `update`, a view that does not fit its leaf.
+        ValueError: If the coefficients are unknown; in `update`, if a view does not fit its leaf.
 
     Example:
         >>> import jax.numpy as jnp

@@ -26,7 +26,7 @@ def scale_by_shape(
         A stateless `optax.GradientTransformation`; updates keep their dtype.
 
     Raises:
-        ValueError: In `update`, a view that does not fit its leaf.
+        ValueError: If a view does not fit its leaf, in `update`.
 
     Example:
         >>> tx = scale_by_shape(0.5)

@@ -22,7 +22,7 @@ LeafShardings = Any | Callable[[Updates], Any] | None
 
 
 def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbers) -> list[MatrixView]:
-    """How every leaf is seen as matrices; here Optax's `MuonDimensionNumbers` become `MatrixView`s.
+    """Returns the matrices that every leaf is seen as; here Optax's `MuonDimensionNumbers` become `MatrixView`s.
 
     Args:
         updates: A tree of updates or parameters; only shapes are read.
@@ -33,7 +33,7 @@ def matrix_views(updates: Params, weight_dimension_numbers: WeightDimensionNumbe
         One view per leaf, in the order of `jax.tree.leaves`.
 
     Raises:
-        ValueError: A leaf has no entry, or one that does not fit its shape.
+        ValueError: If a leaf has no entry, or one that does not fit its shape.
 
     Example:
         >>> views = matrix_views({"conv": jnp.ones((3, 3, 4, 8))}, MuonDimensionNumbers((0, 1, 2), (3,)))
@@ -130,7 +130,7 @@ def leaf_shardings(updates: Params, shardings: LeafShardings) -> list[NamedShard
     """The sharding of every leaf of `updates`, in the order of `jax.tree.leaves`; None without any.
 
     Raises:
-        ValueError: A leaf has none, or one that does not fit its shape.
+        ValueError: If a leaf has none, or one that does not fit its shape.
     """
     if shardings is None:
         return None
@@ -184,6 +184,6 @@ def viewed_axes(view: MatrixView, place: NamedSharding) -> list[tuple[str, ...]]
 
 
 def explicitly_split(x: Any) -> bool:
-    """Whether the type of an array says that it is split over the devices of a mesh with explicit axes."""
+    """Returns whether the type of an array says that it is split over the devices of a mesh with explicit axes."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     return sharding is not None and any(name is not None for name in sharding.spec)

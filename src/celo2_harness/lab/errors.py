@@ -1,5 +1,6 @@
-"""The one exception for wrong input."""
+"""The one exception for wrong input, and the check of numbers that raises it."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,3 +29,26 @@ def input_errors() -> Iterator[None]:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(str(error)) from error
+
+
+def check_range(least: float | int, most: float | int = math.inf, **values: float | int) -> None:
+    """Refuses numbers outside of a range.
+
+    Args:
+        least: The smallest number that will do.
+        most: The largest one.
+        **values: The numbers by name.
+
+    Raises:
+        InputError: If one of them is outside, or NaN.
+
+    Example:
+        >>> check_range(0, 1, discount=1.5)
+        Traceback (most recent call last):
+        ...
+        celo2_harness.lab.errors.InputError: discount = 1.5: expected a number from 0 to 1
+    """
+    for name, value in values.items():
+        if not least <= value <= most:
+            expected = f"at least {least}" if most == math.inf else f"a number from {least} to {most}"
+            raise InputError(f"{name} = {value}: expected {expected}")

@@ -16,7 +16,7 @@ class Layer(NamedTuple):
     Attributes:
         kind: "dense", "conv", "embedding", "norm" or "cell"; "" where the class says nothing.
         name: The name of the class.
-        ndim: How many axes the array has in one layer; None if the class does not say.
+        ndim: The number of axes that the array has in one layer; None if the class does not say.
         inputs: The input axes of the layer, if the axes have names.
         outputs: The output axes of the layer, if the axes have names.
         batch: All other axes, if the axes have names.

@@ -280,7 +280,7 @@ def vector_view(leaf: Leaf) -> MatrixView | None:
 
 
 def vector_batch(shape: Shape) -> int:
-    """How many leading axes of a vector are a batch, by its shape alone; axes of length one are padding.
+    """Returns how many leading axes of a vector are a batch, by its shape alone; axes of length one are padding.
 
     Example:
         >>> vector_batch((16,)), vector_batch((12, 16)), vector_batch((1, 1, 1, 16)), vector_batch((12, 8, 1, 1))
@@ -291,7 +291,7 @@ def vector_batch(shape: Shape) -> int:
 
 
 def is_depthwise(leaf: Leaf) -> bool:
-    """Whether a leaf is a convolution with one input channel per group.
+    """Returns whether a leaf is a convolution with one input channel per group.
 
     A convolution on grey images looks the same and is treated the same.
     """
@@ -304,6 +304,6 @@ def is_depthwise(leaf: Leaf) -> bool:
 
 
 def is_single(leaf: Leaf) -> bool:
-    """Whether the view of a leaf has one row or one column: [1, N] and [N, 1] have nothing to orthogonalise."""
+    """Returns whether the view of a leaf has one row or one column: [1, N] and [N, 1] have nothing to orthogonalise."""
     found = find_layout(leaf)
     return found is not None and 1 in (size(leaf.body, found[1].inputs), size(leaf.body, found[1].outputs))

@@ -35,7 +35,7 @@ class Leaf:
         shape: The array's shape.
         dtype: The array's dtype; None for a Python number.
         stack: The axes along which layers are stacked.
-        layer: What the class of its layer says.
+        layer: The facts that the class of its layer states.
         bias: Shape of one layer's bias, if this is a weight that has one. The gain of a weight-normed kernel counts.
         weight: Shape of one layer's weight, if this is a bias.
         mate: The shape of the attention block's output kernel for a query, key or value kernel, and the reverse.
@@ -116,7 +116,7 @@ class Leaf:
 
     @functools.cached_property
     def under_attention(self) -> bool:
-        """Whether the names above a leaf, or its own, say attention."""
+        """Returns whether the names above a leaf, or its own, say attention."""
         return any(map(say.says_attention, self.names)) or ("value" in self.names and self.attends)
 
     @property
@@ -126,14 +126,14 @@ class Leaf:
 
     @functools.cached_property
     def is_conv(self) -> bool:
-        """Whether class or names say "convolution"."""
+        """Returns whether class or names say "convolution"."""
         return self.layer.kind == "conv" or (
             not self.layer.kind and (say.says_conv(self.owner) or say.says_conv(self.name))
         )
 
     @functools.cached_property
     def is_norm(self) -> bool:
-        """Whether this is the scale or offset of a normalisation layer."""
+        """Returns whether this is the scale or offset of a normalisation layer."""
         if self.layer.kind:
             return self.layer.kind == "norm"
         if self.name_words & {"kernel", "kernels"} or self.name == "w":
@@ -173,7 +173,7 @@ class Node:
 
     @functools.cached_property
     def attends(self) -> bool:
-        """Whether a child is called like a query, a key or a value; "value" alone may be a critic."""
+        """Returns whether a child is called like a query, a key or a value; "value" alone may be a critic."""
         return any(name != "value" and (say.is_qkv(name) or say.is_fused_qkv(name)) for name in self.children)
 
     def arrays(self) -> dict[str, int]:

@@ -29,7 +29,7 @@ def rules_of_dimension_numbers(numbers: Any | Callable[[PyTree], Any] | None, pa
         Rules, to go behind the user's.
 
     Raises:
-        ValueError: A leaf without an entry, an entry without a leaf, or something that is no dimension numbers.
+        ValueError: If a leaf has no entry, an entry has no leaf, or something is no dimension numbers.
 
     Example:
         >>> import jax.numpy as jnp

@@ -56,11 +56,12 @@ def format_view(view: MatrixView | None) -> str:
     return f"{matrices} x ({matrix})" if view.is_matrix else f"{matrices} x {matrix}"
 
 
-def format_report(rows: Sequence[ReportRow]) -> str:
+def format_report(rows: Sequence[ReportRow], note: str = "") -> str:
     """An aligned plain-text table of all leaves, with totals per label and overall.
 
     Args:
         rows: One row per leaf, in the order to print.
+        note: A line between the leaves and the totals.
 
     Returns:
         The table. Leaves that no rule matched show "no rule matched" and are counted in the last line.
@@ -86,6 +87,7 @@ def format_report(rows: Sequence[ReportRow]) -> str:
     lines = [
         *_aligned(header, table),
         "",
+        *([note, ""] if note else []),
         *_aligned(("label", "leaves", "parameters", "state bytes"), [*totals, _total("total", rows)]),
     ]
     unmatched = sum(not row.route.rule for row in rows)

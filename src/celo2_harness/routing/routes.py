@@ -19,7 +19,7 @@ from celo2_harness.rule import MatrixView
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Where one leaf goes, and why.
+    """The place of one leaf in an optimizer, and the rule that decided.
 
     A route is a leaf of a tree, not a node.
 
@@ -29,7 +29,7 @@ class Route:
         dtype: The leaf's dtype; None for a Python number.
         label: One of `LABELS`.
         role: One of `ROLES`, finer than the label: a vector is a "gain", a "bias", a "scalar" or just a "vector".
-        view: How the leaf is seen as matrices; without input axes a batch of vectors. None for a scalar or a plain
+        view: The matrices that the leaf is seen as; without input axes a batch of vectors. None for a scalar or a plain
             vector.
         rule: Name of the rule that decided; "" where none matched.
     """
@@ -60,8 +60,8 @@ def route(params: PyTree, rules: Sequence[RuleLike] = (), *, strict: bool = Fals
         A tree of the structure of `params` with a `Route` for every leaf.
 
     Raises:
-        ValueError: For a rule that cannot be read, an unknown label, a view that does not fit its leaf, a leaf that is
-            no array, or, in strict mode, leaves that no rule matched.
+        ValueError: If a rule cannot be read, a label is unknown, a view does not fit its leaf, a leaf is no array,
+            or, in strict mode, no rule matched a leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,7 +134,7 @@ def warn_if_nothing_hidden(routes: PyTree, name: str, optimizer: str) -> None:
 
     Args:
         routes: A tree of routes.
-        name: What the message calls the optimizer.
+        name: The name of the optimizer, for the message.
         optimizer: The optimizer of all leaves that are not hidden.
     """
     labels = collections.Counter(found.label for found in jax.tree.leaves(routes) if found.label != "frozen")

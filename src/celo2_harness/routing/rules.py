@@ -32,7 +32,7 @@ class Rule:
     A rule applies where its `pattern` is found in the path (`re.search`) and its `when` is true; either may be missing.
 
     Args:
-        name: What the report prints for leaves this rule decided.
+        name: The name that the report prints for leaves that this rule decided.
         label: One of `LABELS`.
         pattern: A regular expression searched in the path, such as "lora" or "^decoder/.*kernel$".
         when: A function of the `Leaf`.
@@ -50,14 +50,14 @@ class Rule:
     view: MatrixView | MuonDimensionNumbers | Callable[[Leaf], Any] | None = None
 
     def applies(self, leaf: Leaf) -> bool:
-        """Whether this rule decides about a leaf."""
+        """Returns whether this rule decides about a leaf."""
         if self.pattern is not None and not re.search(self.pattern, leaf.path):
             return False
         return self.when is None or self.when(leaf)
 
 
 def is_vector(leaf: Leaf) -> bool:
-    """Whether a leaf is a bias, scale or offset by its name, with more than one axis in one layer."""
+    """Returns whether a leaf is a bias, scale or offset by its name, with more than one axis in one layer."""
     biased = bool(leaf.name_words & {"bias", "biases"})
     if leaf.layer.kind in ("dense", "conv") and not biased or leaf.adapter:
         return False
@@ -76,7 +76,7 @@ def _is_padded(leaf: Leaf) -> bool:
 
 
 def is_padded_vector(leaf: Leaf) -> bool:
-    """Whether a leaf is one vector with extra axes of size one, as a (1, 1, d) class token."""
+    """Returns whether a leaf is one vector with extra axes of size one, as a (1, 1, d) class token."""
     return leaf.rank >= 3 and not leaf.is_weight and _is_padded(leaf)
 
 
@@ -86,7 +86,7 @@ def is_patch_embedding(leaf: Leaf) -> bool:
 
 
 def is_embedding(leaf: Leaf) -> bool:
-    """Whether a leaf is a table of embeddings, by its class, its own name or its module's.
+    """Returns whether a leaf is a table of embeddings, by its class, its own name or its module's.
 
     A weight that has a bias is a layer, whatever it is called; so is a kernel with axes of heads or of a window.
     """
@@ -97,7 +97,7 @@ def is_embedding(leaf: Leaf) -> bool:
 
 
 def is_head(leaf: Leaf) -> bool:
-    """Whether a leaf belongs to the output layer: "lm_head", "classifier", an "out" at the top of the model."""
+    """Returns whether a leaf belongs to the output layer: "lm_head", "classifier", an "out" at the top of the model."""
     if leaf.under_attention or leaf.adapter or leaf.layer.kind == "embedding":
         return False
     return any(map(say.says_head, leaf.names)) or (_is_root_head(leaf) and not leaf.in_attention)

@@ -45,7 +45,7 @@ def bias_axes(weight: Shape, bias: Shape, out_first: bool, most: int = 3) -> tup
 
 
 def usual_bias_ndim(leaf: Leaf) -> int:
-    """How many axes the bias of a weight may have in one layer: heads and their size in attention, else one."""
+    """Returns how many axes the bias of a weight may have in one layer: heads and their size in attention, else one."""
     return 3 if say.is_fused_qkv(leaf.module) else 2 if say.is_qkv(leaf.module) else 1
 
 
@@ -162,7 +162,7 @@ class _Stacks:
         return Vote.MUST in votes and Vote.NEVER not in votes
 
     def _may_hold(self, leaves: Sequence[int], axis: int) -> bool:
-        """Whether all leaves agree in an axis, and none contradicts or proves that it counts layers."""
+        """Returns whether all leaves agree in an axis, and none contradicts or proves that it counts layers."""
         apart = {i for i in leaves if i not in self.near.weight}  # a weight and its bias alone are one layer
         return (
             len(apart) > 1
@@ -215,7 +215,7 @@ class _Stacks:
                 self._strip(leaves, 0)
 
     def vote(self, i: int, axis: int) -> Vote:
-        """What a leaf says, by the best evidence that there is: its class, its bias, its block, its name."""
+        """Returns what a leaf says, by the best evidence that there is: its class, its bias, its block, its name."""
         leaf, shape = self.leaves[i], self.shapes[i]
         if len(shape) <= axis:
             return Vote.NEVER

@@ -24,7 +24,7 @@ def compile_rules(rules: Sequence[RuleLike]) -> list[Decide]:
     """Turns what users may write into functions of a leaf and its array that return a rule or None, in order.
 
     Raises:
-        ValueError: For a rule of unknown form, a regular expression that does not compile, or an unknown label.
+        ValueError: If a rule has an unknown form, a regular expression does not compile, or a label is unknown.
     """
     if isinstance(rules, str):
         raise ValueError(f"routing: rules = {rules!r}, expected a sequence of rules, such as [(regex, label)].")

@@ -58,7 +58,7 @@ _ROOT_HEADS = _set("out output fcout projout outproj outputproj outputprojection
 
 @functools.lru_cache(maxsize=1 << 16)
 def is_qkv(name: str) -> bool:
-    """Whether a name is a query, key or value projection: "query", "q_proj", "to_k", "wv"."""
+    """Returns whether a name is a query, key or value projection: "query", "q_proj", "to_k", "wv"."""
     meaning = frozenset(words(name)) - _FILLER - _PROJECTION
     return len(meaning) == 1 and meaning <= QKV
 
@@ -73,7 +73,7 @@ def is_fused_qkv(name: str, in_attention: bool = False) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def is_out(name: str) -> bool:
-    """Whether a name is an output projection, if it stands in an attention block: "out", "c_proj", "wo"."""
+    """Returns whether a name is an output projection, if it stands in an attention block: "out", "c_proj", "wo"."""
     meaning = frozenset(words(name)) - _FILLER
     return bool(meaning) and meaning <= _OUT
 
@@ -86,7 +86,7 @@ def says_attention(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_norm(name: str) -> bool:
-    """Whether a name is one of a normalisation: "ln_1", "post_norm"; not "bn_conv", not "adaLN_modulation".
+    """Returns whether a name is one of a normalisation: "ln_1", "post_norm"; not "bn_conv", not "adaLN_modulation".
 
     Example:
         >>> says_norm("conv_bn"), says_norm("bn_conv")
@@ -101,27 +101,27 @@ def says_norm(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_conv(name: str) -> bool:
-    """Whether a name says "convolution"."""
+    """Returns whether a name says "convolution"."""
     return any(word.startswith("conv") or word == "depthwise" for word in words(name))
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_embedding(name: str) -> bool:
-    """Whether a name is one of an embedding table; "embed_proj" maps embeddings to something else."""
+    """Returns whether a name is one of an embedding table; "embed_proj" maps embeddings to something else."""
     spoken = frozenset(words(name))
     return bool(spoken & EMBEDDING) and not spoken & LAYER
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_patch(name: str) -> bool:
-    """Whether a name is one of a layer that turns image patches into tokens: "patch_embed", "patchify"."""
+    """Returns whether a name is one of a layer that turns image patches into tokens: "patch_embed", "patchify"."""
     spoken = frozenset(words(name))
     return "patchify" in spoken or bool(spoken & _PATCH and spoken & _PATCH_LAYER)
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_head(name: str) -> bool:
-    """Whether a name is one of an output layer: "lm_head", "classifier", "embed_out"."""
+    """Returns whether a name is one of an output layer: "lm_head", "classifier", "embed_out"."""
     spoken = [word for word in words(name) if word not in WEIGHT]
     meaning = frozenset(spoken)
     if not spoken or meaning & _NOT_A_HEAD:
@@ -132,7 +132,7 @@ def says_head(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_diagonal(name: str) -> bool:
-    """Whether a name is one of a state-space or linear-attention model's vectors, one per channel or head.
+    """Returns whether a name is one of a state-space or linear-attention model's vectors, one per channel or head.
 
     Example:
         >>> says_diagonal("A_log"), says_diagonal("Lambda_re"), says_diagonal("time_first"), says_diagonal("B_re")
@@ -148,7 +148,7 @@ def says_diagonal(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_table(name: str) -> bool:
-    """Whether an array's own name is one of a table: "cls_token", "latents", "decoder_query", "embedding"."""
+    """Returns whether an array's own name is one of a table: "cls_token", "latents", "decoder_query", "embedding"."""
     spoken = words(name)
     if not spoken or frozenset(spoken) & LAYER:
         return False
@@ -157,10 +157,10 @@ def says_table(name: str) -> bool:
 
 
 def is_root_head(name: str) -> bool:
-    """Whether a name is one of an output layer, if it stands at the top of the model: "out", "final_dense"."""
+    """Returns whether a name is one of an output layer, if it stands at the top of the model: "out", "final_dense"."""
     return "".join(word for word in words(name) if word not in WEIGHT) in _ROOT_HEADS
 
 
 def is_transposed(name: str) -> bool:
-    """Whether a name says "transposed convolution"."""
+    """Returns whether a name says "transposed convolution"."""
     return "transpose" in words(name)

@@ -16,6 +16,7 @@ from celo2_harness.rule.direction import (
     KERNELS as KERNELS,
     LeafResult as LeafResult,
     batch_direction as batch_direction,
+    kernel_here as kernel_here,
     leaf_direction as leaf_direction,
     resolve_kernel as resolve_kernel,
 )
@@ -25,12 +26,20 @@ from celo2_harness.rule.linear import (
     LinearTheta as LinearTheta,
     linear_leaf_direction as linear_leaf_direction,
 )
-from celo2_harness.rule.newton_schulz import COEFFICIENTS as COEFFICIENTS, newton_schulz as newton_schulz
+from celo2_harness.rule.newton_schulz import (
+    COEFFICIENTS as COEFFICIENTS,
+    newton_schulz as newton_schulz,
+    usual_precision as usual_precision,
+)
 from celo2_harness.rule.rms import (
     init_mean_square as init_mean_square,
     matrix_mean_square as matrix_mean_square,
     rms_divisor as rms_divisor,
     rolling_mean_square as rolling_mean_square,
+)
+from celo2_harness.rule.training_fraction import (
+    at_training_fraction as at_training_fraction,
+    sees_training_fraction as sees_training_fraction,
 )
 from celo2_harness.rule.view import (
     MatrixView as MatrixView,

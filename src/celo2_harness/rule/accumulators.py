@@ -1,5 +1,6 @@
 """The running statistics of one leaf: three momenta, a second moment, and factored (or diagonal) second moments."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ def resolve_state_dtype(dtype: Any) -> Any:
     """The dtype of momenta and second moment, checked.
 
     Raises:
-        ValueError: Neither float32 nor bfloat16.
+        ValueError: If it is neither float32 nor bfloat16.
     """
     for choice in STATE_DTYPES:
         # Comparing with a dtype raises for words that name none.
@@ -97,9 +98,6 @@ def update_moments(
         The new accumulators.
     """
 
-    def average(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
-        return decay * old.astype(jnp.float32) + (1.0 - decay) * new
-
     def averages(old: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(average(decay, o, new) for decay, o in zip(config.factored_decays, old, strict=True))
 
@@ -115,10 +113,22 @@ def update_moments(
     else:
         assert moments.diag is not None
         diag = averages(moments.diag, jnp.square(gradient) + FACTORED_FLOOR)
-    mu = tuple(average(decay, m, gradient) for decay, m in zip(config.momentum_decays, moments.mu, strict=True))
-    nu = config.second_moment_decay * moments.nu.astype(jnp.float32)
-    nu = nu + (1.0 - config.second_moment_decay) * gradient * gradient
+    mu, nu = update_elementwise(config, gradient, moments.mu, moments.nu)
     return Moments(mu, nu, row, col, diag)
+
+
+def update_elementwise(
+    config: RuleConfig, gradient: Float[Array, "*leaf"], mu: Sequence[Float[Array, "*leaf"]], nu: Float[Array, "*leaf"]
+) -> tuple[tuple[Float[Array, "*leaf"], ...], Float[Array, "*leaf"]]:
+    """Momenta and second moment after one clipped gradient, in float32."""
+    momenta = tuple(average(decay, m, gradient) for decay, m in zip(config.momentum_decays, mu, strict=True))
+    second = config.second_moment_decay * nu.astype(jnp.float32)
+    return momenta, second + (1.0 - config.second_moment_decay) * gradient * gradient
+
+
+def average(decay: float, old: Float[Array, "*leaf"], new: Float[Array, "*leaf"]) -> Float[Array, "*leaf"]:
+    """The moving average after one more value, in float32."""
+    return decay * old.astype(jnp.float32) + (1.0 - decay) * new
 
 
 def mean_square(view: MatrixView, gradient: Float[Array, "*leaf"]) -> Float[Array, "..."]:

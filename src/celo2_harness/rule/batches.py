@@ -10,7 +10,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ class Batch:
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
-        """How many matrices each leaf has."""
+        """Returns how many matrices each leaf has."""
         return tuple(map(_count, self.views))
 
     @functools.cached_property
@@ -135,7 +134,7 @@ class Batch:
         ]
 
     def _turned(self, view: MatrixView) -> bool:
-        """Whether matrices of the leaf lie transposed in the batch."""
+        """Returns whether matrices of the leaf lie transposed in the batch."""
         return len(self.matrix) == 2 and _tall(_matrix(view)) != self.tall
 
     def _turn(self, view: MatrixView, x: jax.Array) -> jax.Array:
@@ -147,7 +146,7 @@ class Batch:
 
 
 def stackable(view: MatrixView) -> bool:
-    """Whether the leaf is no more than matrices with rows and columns factored, or vectors."""
+    """Returns whether the leaf is no more than matrices with rows and columns factored, or vectors."""
     return not view.whole and view.factored == dataclasses.replace(view, factored_over=None).factored
 
 
@@ -264,4 +263,3 @@ def _gather(
     marks = inside((len(lengths), *shape), lengths)
     found = flat.at[jnp.where(marks, position, 0)].get(mode="promise_in_bounds")
     return jnp.where(marks, found, jnp.zeros([], flat.dtype))
-

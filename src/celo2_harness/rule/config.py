@@ -48,7 +48,8 @@ class RuleConfig:
     """The configuration that a theta belongs to; a theta under another configuration is another rule.
 
     Attributes:
-        features: Names of the feature groups, in the order of the rows of `w0`.
+        features: Names of the feature groups, in the order of the rows of `w0`. A rule with "training_fraction" needs
+            the length of the run.
         momentum_decays: Decays of the momentum accumulators.
         second_moment_decay: Decay of the elementwise second moment.
         factored_decays: Decays of the row, column and diagonal second moments.

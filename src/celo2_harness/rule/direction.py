@@ -1,5 +1,6 @@
 """One step of the learned rule on one leaf, or on a batch of leaves: gradients in, directions and accumulators out."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from celo2_harness.rule.accumulators import Moments, clip_gradient, mean_square, update_moments
-from celo2_harness.rule.batches import Batch
+from celo2_harness.rule.batches import Batch, stackable
 from celo2_harness.rule.channels import ChannelGroup, channel_groups, input_scales
 from celo2_harness.rule.config import RuleConfig, Theta
 from celo2_harness.rule.features import leaf_statistics
@@ -26,8 +27,11 @@ def _network_in_tiles(
     return network_in_tiles(view, theta, layer, group, head)
 
 
-# How the network is evaluated: name -> function. All agree to rounding.
+# How the network alone is evaluated: name -> function. All agree to rounding.
 KERNELS = {"xla": network, "pallas": _network_in_tiles}
+
+# What users may ask for.
+KERNEL_NAMES = ("auto", *KERNELS)
 
 
 class LeafResult(NamedTuple):
@@ -57,11 +61,25 @@ def resolve_kernel(name: str) -> str:
         The name.
 
     Raises:
-        ValueError: If it is not in `KERNELS`.
+        ValueError: If it is not in `KERNEL_NAMES`.
     """
-    if name not in KERNELS:
-        raise ValueError(f"kernel = {name!r}: expected one of {', '.join(KERNELS)}.")
+    if name not in KERNEL_NAMES:
+        raise ValueError(f"kernel = {name!r}: expected one of {', '.join(KERNEL_NAMES)}.")
     return name
+
+
+def kernel_here(name: str = "auto") -> str:
+    """Returns what "auto" stands for: "pallas" where JAX runs on one GPU, or "xla".
+
+    On several devices XLA would gather what is split for a kernel, which it cannot split.
+
+    Args:
+        name: The name of a kernel; others than "auto" stand for themselves.
+    """
+    if name != "auto":
+        return name
+    alone = jax.default_backend() == "gpu" and jax.device_count() == 1
+    return "pallas" if alone and importlib.util.find_spec("jax.experimental.pallas.triton") is not None else "xla"
 
 
 def leaf_direction(
@@ -71,7 +89,7 @@ def leaf_direction(
     gradient: Float[Array, "*leaf"],
     parameter: Float[Array, "*leaf"],
     moments: Moments,
-    kernel: str = "xla",
+    kernel: str = "auto",
     after: Float[Array, ""] | float = 0.0,
     column_parts: int = 1,
 ) -> LeafResult:
@@ -90,21 +108,58 @@ def leaf_direction(
         gradient: Any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
         parameter: The leaf before this step.
         moments: The accumulators before this step.
-        kernel: How the network is evaluated, out of `KERNELS`.
-        after: The `done` of the leaf that goes before this one.
+        kernel: How it is computed, out of `KERNEL_NAMES`: by XLA, or in three Pallas kernels; see `kernel_here`.
+        after: The `done` of the leaf that goes before this one; the kernels need no order.
         column_parts: Devices that the last axis of the view is split over. XLA communicates once per output of a
             reduction with many outputs, if it runs along a split axis; so the devices' parts are summed first.
 
     Returns:
         A `LeafResult`; its accumulators have the dtypes of `moments`.
     """
-    # `done` is never negative, but no compiler knows.
-    gradient = clip_gradient(jnp.where(after < 0.0, jnp.zeros_like(gradient), gradient))
-    new = update_moments(config, view, gradient, moments)
-    raw, done = _direction(
-        theta, config, view, _seen(config, view, gradient, new), gradient, parameter, new, kernel, column_parts
-    )
-    return LeafResult(raw, _rounded(new, moments), done)
+
+    def by_xla(theta: Theta, gradient: Array, parameter: Array, moments: Moments, after: Any) -> LeafResult:
+        # `done` is never negative, but no compiler knows.
+        gradient = clip_gradient(jnp.where(after < 0.0, jnp.zeros_like(gradient), gradient))
+        new = update_moments(config, view, gradient, moments)
+        seen = _seen(config, view, gradient, new)
+        evaluate = KERNELS[kernel if kernel in KERNELS else "xla"]
+        raw, done = _direction(theta, config, view, seen, gradient, parameter, new, evaluate, column_parts)
+        return LeafResult(raw, _rounded(new, moments), done)
+
+    def in_tiles(theta: Theta, gradient: Array, parameter: Array, moments: Moments, after: Any) -> LeafResult:
+        lift = view.apply
+        viewed = Moments(
+            tuple(map(lift, moments.mu)),
+            lift(moments.nu),
+            moments.row,
+            moments.col,
+            None if moments.diag is None else tuple(map(lift, moments.diag)),
+        )
+        raw, new = _direction_in_tiles(theta, config, view, lift(gradient), lift(parameter), viewed)
+        new = new._replace(
+            mu=tuple(map(view.invert, new.mu)),
+            nu=view.invert(new.nu),
+            diag=None if new.diag is None else tuple(map(view.invert, new.diag)),
+        )
+        return LeafResult(raw, new, jnp.asarray(after, jnp.float32))
+
+    # Neither axes of a batch that are factored, nor statistics of several matrices together, fit the kernels.
+    choose = _choose(kernel, in_tiles if stackable(view) else by_xla, by_xla)
+    return choose(Theta(*theta), gradient, parameter, moments, jnp.asarray(after, jnp.float32))
+
+
+def _choose(kernel: str, in_tiles: Callable[..., Any], by_xla: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a kernel. What "auto" chooses on a GPU may yet be compiled for another device."""
+    if kernel == "auto" and kernel_here() == "pallas":
+        return lambda *arrays: jax.lax.platform_dependent(*arrays, cuda=in_tiles, default=by_xla)
+    return in_tiles if kernel == "pallas" else by_xla
+
+
+def _direction_in_tiles(*arguments: Any, **options: Any) -> tuple[Array, Moments]:
+    # Imported where it is used, as above.
+    from celo2_harness.rule.kernel_direction import direction_in_tiles
+
+    return direction_in_tiles(*arguments, **options, interpret=jax.default_backend() != "gpu")
 
 
 def batch_direction(
@@ -114,7 +169,7 @@ def batch_direction(
     gradients: Sequence[Float[Array, "..."]],
     parameters: Sequence[Float[Array, "..."]],
     moments: Sequence[Moments],
-    kernel: str = "xla",
+    kernel: str = "auto",
     after: Float[Array, ""] | float = 0.0,
 ) -> BatchResult:
     """What `leaf_direction` does for each leaf of a batch, with one evaluation of the network.
@@ -126,19 +181,33 @@ def batch_direction(
         gradients: Per leaf.
         parameters: Per leaf.
         moments: Per leaf.
-        kernel: How the network is evaluated, out of `KERNELS`.
+        kernel: As in `leaf_direction`.
         after: The `done` of what goes before.
 
     Returns:
         A `BatchResult`; directions have their leaves' shapes.
     """
+
+    def by_xla(theta: Theta, gradient: Array, parameter: Array, stacked: Moments) -> LeafResult:
+        gradient = clip_gradient(gradient)
+        stacked = update_moments(config, batch.view, gradient, stacked, batch.lengths)
+        seen = _any_momentum(config, batch.view, stacked)
+        evaluate = KERNELS[kernel if kernel in KERNELS else "xla"]
+        raw, done = _direction(
+            theta, config, batch.view, seen, gradient, parameter, stacked, evaluate, 1, batch.lengths
+        )
+        return LeafResult(raw, stacked, done)
+
+    def in_tiles(theta: Theta, gradient: Array, parameter: Array, stacked: Moments) -> LeafResult:
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), stacked)
+        raw, new = _direction_in_tiles(theta, config, batch.view, gradient, parameter, wide, lengths=batch.lengths)
+        return LeafResult(raw, new, jnp.asarray(after, jnp.float32))
+
     first, *others = [x.astype(jnp.float32) for x in gradients]
-    gradients = [jnp.where(after < 0.0, jnp.zeros_like(first), first), *others]
-    gradient = clip_gradient(batch.stack(gradients))
-    stacked = update_moments(config, batch.view, gradient, _stack_moments(batch, moments), batch.lengths)
+    gradient = batch.stack([jnp.where(after < 0.0, jnp.zeros_like(first), first), *others])
     parameter = batch.stack([x.astype(jnp.float32) for x in parameters])
-    seen = _any_momentum(config, batch.view, stacked)
-    raw, done = _direction(theta, config, batch.view, seen, gradient, parameter, stacked, kernel, 1, batch.lengths)
+    choose = _choose(kernel, in_tiles, by_xla)
+    raw, stacked, done = choose(Theta(*theta), gradient, parameter, _stack_moments(batch, moments))
     raw, stacked = batch.cut((raw, stacked))
     return BatchResult(batch.unstack(raw), list(map(_rounded, _unstack_moments(batch, stacked), moments)), done)
 
@@ -192,7 +261,7 @@ def _direction(
     gradient: Array,
     parameter: Array,
     moments: Moments,
-    kernel: str,
+    evaluate_network: Callable[..., Array],
     column_parts: int = 1,
     lengths: np.ndarray | None = None,
 ) -> tuple[Array, Array]:
@@ -202,7 +271,7 @@ def _direction(
         statistics = leaf_statistics(view, gradient, parameter, moments, lengths=lengths)
         groups = channel_groups(config, view, statistics)
         scales = input_scales(view, groups, column_parts=column_parts, lengths=lengths)
-        raw = KERNELS[kernel](view, theta, first_layer(theta, view, groups, scales), groups[0])
+        raw = evaluate_network(view, theta, first_layer(theta, view, groups, scales), groups[0])
         return raw if seen.size == 1 else jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
 
     def nothing(*_: object) -> tuple[jax.Array, jax.Array]:
@@ -214,7 +283,7 @@ def _direction(
 
 
 def _any_momentum(config: RuleConfig, view: MatrixView, moments: Moments) -> Array:
-    """Whether each matrix (or vector) has had a gradient, by its slowest momentum.
+    """Returns whether each matrix (or vector) has had a gradient, by its slowest momentum.
 
     It is nonzero as soon as one gradient was; the factored moments have a floor and cannot tell.
     """
@@ -224,7 +293,7 @@ def _any_momentum(config: RuleConfig, view: MatrixView, moments: Moments) -> Arr
 
 
 def _seen(config: RuleConfig, view: MatrixView, gradient: Array, moments: Moments) -> Array:
-    """What `_any_momentum` tells, with less to read where the gradient's mean squares are known."""
+    """Returns what `_any_momentum` tells, with less to read where the gradient's mean squares are known."""
     momentum = lambda moments: _any_momentum(config, view, moments)
     if view.factored is None or view.factored[1] < len(view.viewed) - 2:
         return momentum(moments)

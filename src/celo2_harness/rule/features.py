@@ -2,7 +2,8 @@
 
 A channel is a product, given as its factors: arrays that broadcast to the viewed leaf. Factors that depend on the row
 or the column alone stay thin (one of their matrix axes has length one): neither the network nor the mean square of a
-channel needs them at full size. To add a feature, add a row of `FEATURES`, and name it in a `RuleConfig`.
+channel needs them at full size. The training fraction is no product at all, but a part of the network's bias (see
+`training_fraction.py`). To add a feature, add a row of `FEATURES`, and name it in a `RuleConfig`.
 """
 
 import functools
@@ -54,7 +55,7 @@ def product(factors: Sequence[Factor]) -> Float[Array, "..."]:
 
 
 class LeafStatistics(NamedTuple):
-    """What features may read: one leaf in its view, float32, accumulators after this step's gradient.
+    """The inputs of features: one leaf in its view, float32, accumulators after this step's gradient.
 
     `row` and `col` keep the lost axis with length one; of vectors both are the diagonal. `factored_inverse_rms` holds
     per decay the factors (R_k, C_k) of matrices, (1 / sqrt(diag_k + 1e-9),) of vectors.
@@ -120,6 +121,8 @@ FEATURES: dict[str, Feature] = {
         False,
         lambda s: tuple((m, *factors) for m, factors in zip(s.momentum, s.factored_inverse_rms, strict=True)),
     ),
+    # The same for all parameters: `at_training_fraction` makes it a part of the bias.
+    "training_fraction": Feature(_one, True, lambda s: ()),
 }
 
 
@@ -153,13 +156,9 @@ def leaf_statistics(
     if view.factored is not None:
         assert moments.row is not None and moments.col is not None
         d1, d0 = view.factored
-        root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
         row = tuple(jnp.expand_dims(r, d0) for r in moments.row)
         col = tuple(jnp.expand_dims(c, d1) for c in moments.col)
-        factored = tuple(
-            (root(r / (mean_over(r, (d1 - nu.ndim,), lengths) + ROOT_FLOOR)), root(c))
-            for r, c in zip(row, col, strict=True)
-        )
+        factored = factored_inverse_rms(row, col, [mean_over(r, (d1 - nu.ndim,), lengths) for r in row])
     else:
         assert moments.diag is not None
         row = col = tuple(map(view.apply, moments.diag))
@@ -174,3 +173,15 @@ def leaf_statistics(
         col=col,
         factored_inverse_rms=factored,
     )
+
+
+def factored_inverse_rms(row: Planes, col: Planes, means: Sequence[Float[Array, "..."]]) -> tuple[Channel, ...]:
+    """The factors (R_k, C_k) of matrices.
+
+    Args:
+        row: Per decay the row moments, with the lost axis of length one.
+        col: The column moments likewise.
+        means: The means of the row moments over each matrix.
+    """
+    root = lambda x: jax.lax.rsqrt(jnp.maximum(x, ROOT_FLOOR))
+    return tuple((root(r / (mean + ROOT_FLOOR)), root(c)) for r, c, mean in zip(row, col, means, strict=True))

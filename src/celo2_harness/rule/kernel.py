@@ -32,7 +32,7 @@ def network_in_tiles(
     *,
     interpret: bool | None = None,
 ) -> Float[Array, "..."]:
-    """What `network.network` computes, as one kernel (Triton on GPUs).
+    """Evaluates `network.network` as one kernel (Triton on GPUs).
 
     Args:
         view: The leaf's view. Axes that no power of two divides get tiles of length one there: right, but slow.
@@ -43,7 +43,7 @@ def network_in_tiles(
         interpret: Run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
 
     Returns:
-        float32 array of the viewed shape.
+        The direction, a float32 array of the viewed shape.
 
     References:
         arXiv 2602.19142, section 3.

@@ -86,7 +86,7 @@ def network(
         head: The last layer.
 
     Returns:
-        float32 array of the viewed shape.
+        The direction, a float32 array of the viewed shape.
 
     References:
         arXiv 2602.19142, section 3 and appendix; the published code for constants.

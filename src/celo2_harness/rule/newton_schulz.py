@@ -74,8 +74,8 @@ def newton_schulz(
     if x.size == 0:
         return x
     work = jnp.promote_types(x.dtype, jnp.float32) if dtype is None else jnp.dtype(dtype)
-    if precision is None and work != jnp.bfloat16 and jax.default_backend() == "cpu":
-        precision = jax.lax.Precision.HIGHEST
+    if work != jnp.bfloat16:
+        precision = usual_precision(precision)
     y = x.astype(work)
     transposed = x.shape[-2] > x.shape[-1]
     if transposed:
@@ -88,6 +88,13 @@ def newton_schulz(
     return y.astype(x.dtype)
 
 
+def usual_precision(precision: Any = None) -> Any:
+    """Returns what None stands for in `newton_schulz`: "highest" where JAX runs on a CPU, else "default"."""
+    if precision is not None:
+        return precision
+    return "highest" if jax.default_backend() == "cpu" else "default"
+
+
 def iterate(
     x: jax.Array, triples: Sequence[tuple[float, float, float]], precision: Any, gram: bool | None = None
 ) -> jax.Array:
@@ -97,7 +104,7 @@ def iterate(
 
 
 def prefers_gram(lengths: Sequence[int]) -> bool:
-    """Whether iterating on the Gram matrix needs fewer multiplications for matrices of these lengths."""
+    """Returns whether iterating on the Gram matrix needs fewer multiplications for matrices of these lengths."""
     return max(lengths) >= _GRAM_ASPECT * min(lengths)
 
 

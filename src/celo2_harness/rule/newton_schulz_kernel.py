@@ -25,18 +25,18 @@ def newton_schulz_in_registers(
     *,
     interpret: bool | None = None,
 ) -> Float[Array, "rows columns"]:
-    """What `newton_schulz` computes in float32, for one small matrix; batches by `jax.vmap`.
+    """Computes `newton_schulz` in float32 for one small matrix; batches by `jax.vmap`.
 
     Args:
-        x: float32 matrix, at most `LARGEST` rows and columns.
+        x: A float32 matrix of at most `LARGEST` rows and columns.
         coefficients: As in `newton_schulz`.
         interpret: Run the kernel's body as ordinary JAX operations. None: wherever there is no GPU.
 
     Returns:
-        float32 array of the same shape.
+        A float32 array of the same shape.
 
     Raises:
-        ValueError: Unknown coefficients, or a matrix that is too large.
+        ValueError: If the coefficients are unknown, or the matrix is too large.
 
     Example:
         >>> y = newton_schulz_in_registers(jnp.diag(jnp.array([1.0, 0.5])), "polar_express")

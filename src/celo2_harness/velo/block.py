@@ -13,12 +13,12 @@ from celo2_harness.rule import init_moments, resolve_kernel, resolve_state_dtype
 from celo2_harness.velo.config import RULE, VeloTheta
 from celo2_harness.velo.leaf import velo_view
 from celo2_harness.velo.loss import LossBuffer, init_losses
-from celo2_harness.velo.step import Memory, velo_step
+from celo2_harness.velo.step import StepState, velo_step
 from celo2_harness.velo.weights_file import VeloWeights, load_velo_weights
 
 
 class VeloState(NamedTuple):
-    """Steps done, accumulators, the LSTM's state, and the memory of losses.
+    """Steps done, accumulators, the LSTM's state, and the running means of losses.
 
     All fields but the first and the last are trees like the parameters, or one such tree per decay. `hidden` and `cell`
     hold a vector per leaf; `row` and `col` hold arrays for matrices, `diag` for vectors and scalars; elsewhere stands
@@ -37,7 +37,7 @@ class VeloState(NamedTuple):
 
 
 def velo(
-    weights: VeloWeights | str, *, num_steps: int, state_dtype: Any = "float32", kernel: str = "xla"
+    weights: VeloWeights | str, *, num_steps: int, state_dtype: Any = "float32", kernel: str = "auto"
 ) -> optax.GradientTransformationExtraArgs:
     """The update of VeLO: p <- p - 0.001 s RMS(p) d exp(0.001 e).
 
@@ -62,9 +62,9 @@ def velo(
         beyond +-1000 as +-1000. A loss that is not finite counts as twice the largest running mean of the losses.
 
     Raises:
-        WeightsError: The weights cannot be loaded.
-        ValueError: `num_steps` is no whole number above 0; unknown `state_dtype` or `kernel`; in `update`, without
-            `params` or `value`, or where `value` is no scalar.
+        WeightsError: If the weights cannot be loaded.
+        ValueError: If `num_steps` is no whole number above 0, or `state_dtype` or `kernel` is unknown; in `update`,
+            without `params` or `value`, or if `value` is no scalar.
 
     Example:
         >>> from celo2_harness.velo import VELO_S, VeloWeights, init_theta
@@ -125,13 +125,15 @@ def velo(
         if not filled:
             return updates, state._replace(count=jnp.asarray(optax.safe_increment(state.count)))
         stacked = lambda tree: jnp.stack([row for row in treedef.flatten_up_to(tree) if hasattr(row, "shape")])
-        new, memory, _ = velo_step(
+        new, after, _ = velo_step(
             config,
             VeloTheta(*jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tuple(weights.theta))),
             [velo_view(gradients[i].shape) for i in filled],
             [gradients[i] for i in filled],
             [parameters[i] for i in filled],
-            Memory(state.count, [moments[i] for i in filled], stacked(state.hidden), stacked(state.cell), state.losses),
+            StepState(
+                state.count, [moments[i] for i in filled], stacked(state.hidden), stacked(state.cell), state.losses
+            ),
             jnp.asarray(value, jnp.float32),
             num_steps,
             kernel,
@@ -140,14 +142,14 @@ def velo(
         cell = list(hidden)
         for row, (i, update) in enumerate(zip(filled, new, strict=True)):
             gradients[i] = update.astype(parameters[i].dtype)
-            moments[i] = memory.moments[row]
-            hidden[i], cell[i] = memory.hidden[row], memory.cell[row]
+            moments[i] = after.moments[row]
+            hidden[i], cell[i] = after.hidden[row], after.cell[row]
         return treedef.unflatten(gradients), VeloState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             **pack_moments(treedef, moments, RULE),
             hidden=treedef.unflatten(hidden),
             cell=treedef.unflatten(cell),
-            losses=memory.losses,
+            losses=after.losses,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]

@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from celo2_harness.rule import FEATURES, KERNELS, Feature, LeafResult, MatrixView, Moments, Theta, default_view
+from celo2_harness.rule import (
+    FEATURES,
+    KERNELS,
+    Feature,
+    LeafResult,
+    MatrixView,
+    Moments,
+    Theta,
+    default_view,
+    kernel_here,
+)
 from celo2_harness.rule.accumulators import clip_gradient, update_moments
 from celo2_harness.rule.channels import channel_groups, input_scales
 from celo2_harness.rule.features import Channel, InverseRoot, LeafStatistics, leaf_statistics
@@ -48,7 +58,7 @@ def leaf_update(
     gradient: Float[Array, "*leaf"],
     parameter: Float[Array, "*leaf"],
     moments: Moments,
-    kernel: str = "xla",
+    kernel: str = "auto",
     after: Float[Array, ""] | float = 0.0,
 ) -> LeafResult:
     """Updates the accumulators with the gradient, then evaluates the leaf's network on them.
@@ -63,7 +73,7 @@ def leaf_update(
         gradient: Any float dtype; clipped to [-1000, 1000], NaN entries count as zero.
         parameter: The leaf before this step.
         moments: Accumulators before this step.
-        kernel: How the network is evaluated, out of `rule.KERNELS`.
+        kernel: How the network is evaluated, see `rule.kernel_here`.
         after: `done` of the leaf that goes before this one (see `rule.leaf_direction`).
 
     Returns:
@@ -81,7 +91,7 @@ def leaf_update(
         statistics = leaf_statistics(view, gradient, parameter, new, RMS_FLOOR)
         groups = channel_groups(RULE, view, statistics, VELO_FEATURES)
         scales = input_scales(view, groups, NORMALIZATION_FLOOR)
-        raw = KERNELS[kernel](view, network, first_layer(network, view, groups, scales), groups[0], head)
+        raw = KERNELS[kernel_here(kernel)](view, network, first_layer(network, view, groups, scales), groups[0], head)
         return raw * size, jnp.max(scales[0][0])
 
     def nothing(*_: object) -> tuple[jax.Array, jax.Array]:

@@ -23,14 +23,14 @@ TIMES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 
 
 class LeafSummary(NamedTuple):
-    """What is known of one leaf: the mean square of its parameters, and the 12 inputs of the LSTM that are its own."""
+    """Statistics of one leaf: the mean square of its parameters, and the 12 inputs of the LSTM that are its own."""
 
     mean_square: Float[Array, ""]
     inputs: Float[Array, " inputs"]
 
 
 class Controls(NamedTuple):
-    """What the LSTM answers, leading axis leaf: coefficients of the bank, the mixed networks, factors of the step."""
+    """Outputs of the LSTM, leading axis leaf: coefficients of the bank, the mixed networks, factors of the step."""
 
     coefficients: Float[Array, "leaves K"]
     networks: Theta

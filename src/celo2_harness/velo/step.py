@@ -18,8 +18,8 @@ _summarize_leaf = jax.jit(summarize_leaf)
 _leaf_update = jax.jit(leaf_update, static_argnums=(3, 7))
 
 
-class Memory(NamedTuple):
-    """What VeLO keeps from step to step, leaves in a list; leading axis of the LSTM's state: leaf."""
+class StepState(NamedTuple):
+    """The state of VeLO, leaves in a list; the leading axis of the LSTM's state is the leaf."""
 
     count: Int[Array, ""]
     moments: list[Moments]
@@ -28,8 +28,8 @@ class Memory(NamedTuple):
     losses: LossBuffer
 
 
-class Thoughts(NamedTuple):
-    """What happened on the way to a step, for whoever wants to look."""
+class StepAux(NamedTuple):
+    """Intermediate results of a step."""
 
     inputs: Float[Array, "leaves inputs"]
     controls: Controls
@@ -41,11 +41,11 @@ def velo_step(
     views: Sequence[MatrixView],
     gradients: Sequence[Array],
     parameters: Sequence[Array],
-    memory: Memory,
+    state: StepState,
     loss: Float[Array, ""],
     num_steps: Float[Array, ""] | Int[Array, ""] | int,
-    kernel: str = "xla",
-) -> tuple[list[Array], Memory, Thoughts]:
+    kernel: str = "auto",
+) -> tuple[list[Array], StepState, StepAux]:
     """The updates of all leaves, in float32, to be added to the parameters.
 
     The LSTM sees the accumulators before the step, the small networks those after it.
@@ -56,26 +56,26 @@ def velo_step(
         views: One per leaf, as `velo_view` gives them.
         gradients: One per leaf, at least one, none of size zero.
         parameters: The leaves before the step.
-        memory: Before the step.
+        state: The state before the step.
         loss: The loss of the batch that the gradients are of.
         num_steps: The length of the run. Nothing happens at its end but that the time features saturate.
         kernel: How the small networks are evaluated.
     """
     decays = loss_decays(SHORTEST_HALF_LIFE if config.bugged_loss_features else num_steps)
-    losses = add_loss(memory.losses, decays, loss)
-    summaries = [_summarize_leaf(p, m.mu, m.nu) for p, m in zip(parameters, memory.moments, strict=True)]
-    fraction = memory.count.astype(jnp.float32) / num_steps
+    losses = add_loss(state.losses, decays, loss)
+    summaries = [_summarize_leaf(p, m.mu, m.nu) for p, m in zip(parameters, state.moments, strict=True)]
+    fraction = state.count.astype(jnp.float32) / num_steps
     inputs = lstm_inputs(summaries, loss_features(losses, decays), fraction)
-    hidden, cell = lstm_step(theta, inputs, memory.hidden, memory.cell)
+    hidden, cell = lstm_step(theta, inputs, state.hidden, state.cell)
     controls = read_controls(config, theta, hidden)
     updates, moments = [], []
     # One leaf after the other, the first after the LSTM, so that their temporaries share memory and what the LSTM was
     # told of can be overwritten.
     done = jnp.sum(jnp.square(controls.step_multiplier))
-    for i, (view, g, p, m) in enumerate(zip(views, gradients, parameters, memory.moments, strict=True)):
+    for i, (view, g, p, m) in enumerate(zip(views, gradients, parameters, state.moments, strict=True)):
         network = jax.tree.map(lambda x, i=i: x[i], controls.networks)
         square = summaries[i].mean_square
         update, new, done = _leaf_update(network, controls.step_multiplier[i], square, view, g, p, m, kernel, done)
         updates.append(view.invert(update))
         moments.append(new)
-    return updates, Memory(memory.count + 1, moments, hidden, cell, losses), Thoughts(inputs, controls)
+    return updates, StepState(state.count + 1, moments, hidden, cell, losses), StepAux(inputs, controls)

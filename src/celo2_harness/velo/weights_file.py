@@ -66,8 +66,8 @@ class VeloWeights(LearnedWeights):
     Weights are equal, and have the same hash, where numbers and configuration are the same.
 
     Attributes:
-        theta: float32 arrays.
-        config: What theta was trained as.
+        theta: The arrays, float32.
+        config: The configuration that theta was trained with.
         provenance: Free facts about the training run, JSON values.
     """
 
@@ -90,17 +90,17 @@ def load_velo_weights(
     Args:
         source: A path, "hf://owner/repo" (its theta.state) or "hf://owner/repo/file", or `VeloWeights` (returned
             unchanged). Only an hf:// source uses the network.
-        published_as: What a file in a published layout was trained as, since it does not say.
+        published_as: The configuration of a file in a published layout, since it does not say.
         expect: A configuration; weights that were trained with another one are refused.
 
     Returns:
         The weights; theta as float32 NumPy arrays.
 
     Raises:
-        WeightsError: No such file, not a weight file, truncated, a missing or extra key, a wrong shape, a number that
-            is not finite, flags of a config.gin beside the file that differ from `published_as`, a configuration other
-            than `expect`, or one that is not supported.
-        ImportError: hf:// without huggingface-hub.
+        WeightsError: If there is no such file, or the file is no weight file, is truncated, lacks a key, has an extra
+            one, a wrong shape or a number that is not finite; if flags of a config.gin beside the file differ from
+            `published_as`; or if the configuration is other than `expect` or not supported.
+        ImportError: If huggingface-hub is missing, which hf:// needs.
     """
     if isinstance(source, VeloWeights):
         weights, name = source, "the given weights"
@@ -125,12 +125,12 @@ def save_velo_weights(
 
     Args:
         path: The file to write.
-        weights: What to write.
+        weights: The weights to write.
         layout: "celo2-harness" (says what it is), or "published" (for programs that read theta.state; the
             configuration is lost).
 
     Raises:
-        WeightsError: Shapes that do not fit the configuration, or numbers that are not finite.
+        WeightsError: If shapes do not fit the configuration, or numbers are not finite.
     """
     _check(weights.theta, weights.config, os.fspath(path))
     if layout == "published":

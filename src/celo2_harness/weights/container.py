@@ -51,11 +51,11 @@ def read_file(source: str, hub_file: str, hint: str = "") -> bytes:
     Args:
         source: A path, "hf://owner/repo" or "hf://owner/repo/file".
         hub_file: The file in a repository where none is named.
-        hint: What else an error suggests to give.
+        hint: Further sources, which an error suggests to give.
 
     Raises:
-        WeightsError: It cannot be read, or is far too large.
-        ImportError: hf:// without huggingface-hub.
+        WeightsError: If it cannot be read, or is far too large.
+        ImportError: If huggingface-hub is missing, which hf:// needs.
     """
     path = _fetch(source, hub_file) if source.startswith("hf://") else Path(source)
     try:
@@ -89,7 +89,7 @@ def restore(data: bytes, name: str) -> Any:
     """Nested mappings of arrays from msgpack.
 
     Raises:
-        WeightsError: The bytes are something else.
+        WeightsError: If the bytes are something else.
     """
     try:
         return _msgpack().msgpack_restore(data)
@@ -124,7 +124,7 @@ def pack(kind: str, config: Any, provenance: Mapping[str, Any], theta: Mapping[s
 
 
 def is_packed(content: Any, kind: str) -> bool:
-    """Whether the content of a file says that it is of a kind."""
+    """Returns whether the content of a file says that it is of a kind."""
     # Values may be arrays, which compare elementwise.
     found = content.get("format") if isinstance(content, Mapping) else None
     return isinstance(found, str) and found == kind
@@ -134,12 +134,12 @@ def unpack(content: Mapping[str, Any], config: type[Config], name: str) -> tuple
     """Configuration and provenance of a file that says what it is.
 
     Args:
-        content: What the file holds.
+        content: The content of the file.
         config: The class of the configuration, a dataclass.
-        name: What messages call the file.
+        name: The name of the file, for messages.
 
     Raises:
-        WeightsError: Another version, or a header that cannot be read.
+        WeightsError: If the version is another one, or the header cannot be read.
     """
     if not isinstance(content.get("version"), int) or content["version"] != VERSION:
         raise WeightsError(
@@ -164,7 +164,7 @@ def check_digest(content: Mapping[str, Any], name: str) -> None:
     """Refuses a file whose configuration, provenance or numbers are not as they were written.
 
     Raises:
-        WeightsError: They have another SHA-256 than the file says.
+        WeightsError: If they have another SHA-256 than the file says.
     """
     if not isinstance(content.get("sha256"), str) or content["sha256"] != digest_of(content):
         raise WeightsError(f"{name}: damaged: its content does not have the SHA-256 that it says. Copy the file again.")
@@ -193,14 +193,15 @@ def read_arrays(tree: Any, shapes: Any, name: str) -> Any:
 
     Args:
         tree: Nested mappings of arrays.
-        shapes: What is expected: a shape, or a mapping or NamedTuple of such.
-        name: What messages call the tree.
+        shapes: The expected shape, or a mapping or NamedTuple of such.
+        name: The name of the tree, for messages.
 
     Returns:
         The arrays, in mappings and NamedTuples like those of `shapes`.
 
     Raises:
-        WeightsError: Missing or extra keys, no floating-point array, another shape, or numbers that are not finite.
+        WeightsError: If keys are missing or extra, or an array is not of floating-point numbers, has another shape, or
+            holds numbers that are not finite.
     """
     if isinstance(shapes, Mapping) or hasattr(shapes, "_fields"):
         parts = shapes if isinstance(shapes, Mapping) else shapes._asdict()
@@ -233,7 +234,7 @@ def refuse_difference(config: Any, expect: Any, name: str) -> None:
     """Refuses another configuration than the expected one, by the first field that differs.
 
     Raises:
-        WeightsError: They differ.
+        WeightsError: If they differ.
     """
     for field in dataclasses.fields(expect):
         got, wanted = getattr(config, field.name), getattr(expect, field.name)

@@ -28,7 +28,7 @@ class LinearWeights(LearnedWeights):
     Weights are equal, and have the same hash, where numbers and configuration are the same.
 
     Attributes:
-        theta: float32 arrays.
+        theta: The arrays, float32.
         config: Decays, power and floor that theta was found with.
         provenance: Free facts about how theta was found, JSON values.
 
@@ -50,7 +50,7 @@ def parse_linear(content: Mapping[str, Any], name: str) -> LinearWeights:
     """The weights in the content of a file that says that it holds a linear rule.
 
     Raises:
-        WeightsError: They do not fit their configuration, or that fits no rule.
+        WeightsError: If they do not fit their configuration, or that fits no rule.
     """
     config, provenance = unpack(content, LinearConfig, name)
     _check_config(config, name)
@@ -63,8 +63,8 @@ def pack_linear(weights: LinearWeights, name: str) -> dict[str, Any]:
     """The content of the file of a linear rule.
 
     Raises:
-        WeightsError: Shapes that do not fit the configuration, numbers that are not finite, or a configuration that no
-            rule can have.
+        WeightsError: If shapes do not fit the configuration, numbers are not finite, or no rule can have the
+            configuration.
     """
     _check_config(weights.config, name)
     theta = as_mapping(weights.theta)

@@ -44,7 +44,7 @@ class Weights(LearnedWeights):
     Weights are equal, and have the same hash, where numbers and configuration are the same.
 
     Attributes:
-        theta: float32 arrays.
+        theta: The arrays, float32.
         config: Features, decays and normalisation that theta was trained with.
         provenance: Free facts about the training run (data, iterations, seed, ...), JSON values.
 
@@ -96,10 +96,10 @@ def load_weights(source: Any, *, kind: Any = None, expect: RuleConfig | LinearCo
         `Weights` or `LinearWeights`, as the file says; theta as float32 NumPy arrays.
 
     Raises:
-        WeightsError: No such name or file, not a weight file, truncated, a missing or extra key, a wrong shape, a
-            number that is not finite, an unknown feature or version, another kind than `kind`, or a configuration
-            other than `expect`.
-        ImportError: hf:// without huggingface-hub.
+        WeightsError: If there is no such name or file, or the file is no weight file, is truncated, lacks a key, has
+            an extra one, a wrong shape, a number that is not finite, an unknown feature or version, another kind than
+            `kind`, or a configuration other than `expect`.
+        ImportError: If huggingface-hub is missing, which hf:// needs.
 
     Example:
         >>> weights = load_weights("celo2", kind=Weights)
@@ -133,13 +133,13 @@ def save_weights(
 
     Args:
         path: The file to write.
-        weights: What to write.
+        weights: The weights to write.
         layout: "celo2-harness" (says what it is), or "published" (for programs that read the published file; the
             configuration is lost, so only the published one is accepted).
 
     Raises:
-        WeightsError: Shapes that do not fit the configuration, numbers that are not finite, or a configuration that
-            the published layout cannot express.
+        WeightsError: If shapes do not fit the configuration, numbers are not finite, or the published layout cannot
+            express the configuration.
 
     Example:
         >>> path = str(getfixture("tmp_path") / "copy.celo2")
@@ -216,7 +216,7 @@ def check_config(config: RuleConfig, name: str) -> None:
     """Refuses a configuration that no rule can have.
 
     Raises:
-        WeightsError: An unknown feature, decays out of range, or numbers of decays that do not pair.
+        WeightsError: If a feature is unknown, decays are out of range, or numbers of decays do not pair.
     """
     unknown = [feature for feature in config.features if feature not in FEATURES]
     if unknown or not config.features:

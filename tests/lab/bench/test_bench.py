@@ -120,6 +120,7 @@ def test_plan_by_hand():
     assert (adam.collectives, adam.sent) == (0, 0)
 
 
+@pytest.mark.slow
 def test_training_steps_are_timed_beside_the_gradient():
     task = LanguageModel(GPTConfig(8, 1, 2, context=4), split_text(b"abracadabra" * 9, "spell", 4), batch_size=3)
     times = measure_training(task, {"sgd": optax.sgd(1e-3)}, rounds=2)

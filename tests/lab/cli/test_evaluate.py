@@ -107,6 +107,7 @@ def test_a_killed_suite_goes_on_and_neither_repeats_nor_loses_a_run(folder, caps
     assert records(folder / "out") == after and "6 of 6 runs are done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_suite_is_saved_and_goes_on(folder, capsys):
     (folder / "suite.toml").write_text(SUITE + DEADLY.replace("number = 9", f"number = {int(signal.SIGINT)}"))
     assert main(["evaluate", "suite.toml", "--out", "out"]) == 130
@@ -254,6 +255,7 @@ def test_records_tell_weights_by_their_numbers(folder):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_records_tell_the_weights_of_a_velo(tmp_path):
     """A preset without weights of its own: two files are two optimizers."""
     from celo2_harness.lab.suites import load_suite, make_spec

@@ -238,6 +238,7 @@ def start_and_signal(words, number, line):
     return process.returncode, error
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on_later(folder):
     out = folder / "out"
     # Far more steps than there is time for, so that the signal always comes in the middle.
@@ -251,6 +252,7 @@ def test_a_signal_saves_and_the_run_goes_on_later(folder):
     assert status == 130 and int(error.split()[3].rstrip(";")) > saved
 
 
+@pytest.mark.slow
 def test_an_agent_trains_resumes_and_is_drawn(tmp_path, capsys):
     small = ["--game", "catch", "--preset", "adamw", "--hidden", "16", "--environments", "4", "--rollout", "18"]
     assert main(["reinforce", *small, "--steps", "140", "--out", str(tmp_path / "a")]) == 0

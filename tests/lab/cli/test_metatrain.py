@@ -106,6 +106,13 @@ def test_the_score_is_that_of_a_training_run():
         evaluation.score(weights)
 
 
+def test_the_score_is_that_of_the_stack_that_the_rule_is_for():
+    from celo2_harness.lab.metatrain.language_score import language_evaluation
+
+    for eigenbasis, preset in ((False, "celo2_ortho"), (True, "celo2")):
+        assert language_evaluation(MetaTrainConfig(eigenbasis=eigenbasis), every=1).settings["preset"] == preset
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -166,6 +173,7 @@ def test_several_networks_and_rates(capsys):
     assert "widths = 10: expected layers from 64 inputs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_as_many_devices(data, tmp_path):
     """Their number is in the bits, and the machine may have got more cores, or fewer."""
     assert main(["metatrain", "--data", data, *SMALL, "--iterations", "1", "--out", str(tmp_path)]) == 0

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import TINY, TINY_CONFIG, assert_trees_close
+from helpers import TINY, TINY_CONFIG, assert_trees_close, random_theta
 
 import celo2_harness as c2
+from celo2_harness.blocks import in_eigenbasis
 from celo2_harness.lab.metatrain import InnerProblem, MetaTrainConfig, run_groups
 from celo2_harness.lab.metatrain.celo2_rule import LearnedState
 from celo2_harness.lab.metatrain.image_problem import ImageProblem, Layer, init_mlp, mlp_loss
@@ -112,8 +113,9 @@ def transposed(params):
 
 def blocks_of(config):
     """The same update from the public blocks, on kernels inputs x outputs."""
+    direction = c2.celo2_direction(TINY)
     learned = optax.chain(
-        c2.celo2_direction(TINY),
+        in_eigenbasis(direction, mode="act") if config.eigenbasis else direction,
         *([c2.orthogonalize()] if config.variant == "ortho" else []),
         c2.normalize_rms(config.rule.normalization),
     )
@@ -146,22 +148,24 @@ def blocks_of(config):
 
 
 @pytest.mark.parametrize(
-    ("variant", "normalization", "widths"),
+    ("variant", "normalization", "widths", "eigenbasis"),
     [
-        ("ortho", "per_step", (64, 3, 10)),
-        ("base", "per_step", (64, 3, 10)),
+        ("ortho", "per_step", (64, 3, 10), False),
+        ("ortho", "per_step", (64, 3, 10), True),
+        ("base", "per_step", (64, 3, 10), False),
         # A square kernel: its last axis counts as the larger one.
-        pytest.param("ortho", "none", (64, 4, 4, 10), marks=pytest.mark.slow),
-        ("base", "clip", (64, 10)),
-        ("base", "rolling", (64, 10)),
+        pytest.param("ortho", "none", (64, 4, 4, 10), False, marks=pytest.mark.slow),
+        pytest.param("base", "clip", (64, 10), False, marks=pytest.mark.slow),
+        pytest.param("base", "rolling", (64, 10), False, marks=pytest.mark.slow),
     ],
 )
-def test_steps_are_those_of_the_blocks(variant, normalization, widths, key):
+def test_steps_are_those_of_the_blocks(variant, normalization, widths, eigenbasis, key):
     """Two unrolls at once, as estimators run them, against one of them by the blocks."""
     problem = problem_of(
         variant=variant,
         widths=("-".join(map(str, widths)),),
         augmentation=10.0,
+        eigenbasis=eigenbasis,
         rule=dataclasses.replace(TINY_CONFIG, normalization=normalization),
     )
     tx = blocks_of(problem.config)
@@ -190,6 +194,20 @@ def test_steps_are_those_of_the_blocks(variant, normalization, widths, key):
         assert_trees_close(jax.tree.map(lambda x: x[1], unrolls.params), transposed(params), 1e-4)
 
 
+def test_a_rule_sees_the_fraction_of_its_unroll(key):
+    """After a quarter the channel is -1/2, a part of the bias."""
+    features = (*TINY_CONFIG.features, "training_fraction")
+    theta = random_theta(5, 2)
+    timed = problem_of(rule=dataclasses.replace(TINY_CONFIG, features=features))
+    at_quarter = theta._replace(w0=theta.w0[:4], b0=theta.b0 - 0.5 * theta.w0[4])
+    clock = Clock(jnp.array(5), jnp.array(20))
+    stepped = [
+        jax.jit(problem.step)(numbers, timed.fresh(key), clock, DATA, jnp.arange(4))[0].params
+        for problem, numbers in ((timed, theta), (problem_of(), at_quarter))
+    ]
+    assert_trees_close(*stepped, 1e-6)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
 def test_the_view_of_a_transposed_kernel(shape):
     """Factored over the same axes as the default view of inputs x outputs."""
@@ -204,6 +222,8 @@ def test_networks_share_the_tasks_of_every_set():
     assert [group.problem.widths for group in groups] == [(64, 10), (64, 3, 10)]
     assert [group.tasks for group in groups] == [(0, 1, 4, 5), (2, 3, 6, 7)]
     assert [group.sets for group in groups] == [(0, 0, 1, 1)] * 2
+    *_, text = run_groups(dataclasses.replace(config, text_tasks=3, text_width=32, text_layers=2), 2)
+    assert (text.problem.model.width, text.problem.model.layers, text.tasks) == (32, 2, (8, 9, 10))
     (single,) = run_groups(MetaTrainConfig(), 4)
     assert single.tasks == tuple(range(32)) and single.sets == tuple(np.repeat(range(4), 8).tolist())
 
@@ -219,12 +239,15 @@ def test_networks_share_the_tasks_of_every_set():
         ({"truncation": 200}, "truncation = 200, expected 1 to shortest_unroll = 100"),
         ({"hidden": 0}, "hidden = 0"),
         ({"text_batch": 0}, "text_batch = 0"),
+        ({"text_width": 15}, "text_width = 15, expected an even number"),
         ({"text_tasks": -1}, "text_tasks = -1, expected a finite number, at least 0"),
         ({"iterations": 0}, "iterations = 0"),
         ({"sigma": 0.0}, "sigma = 0.0, expected above 0"),
         ({"sigma": float("nan")}, "sigma = nan"),
         ({"augmentation": 0.5}, "augmentation = 0.5, expected at least 1"),
         ({"last_part": 0.0}, "last_part = 0.0"),
+        ({"variant": "base", "eigenbasis": True}, "eigenbasis = True, expected False in other variants than ortho"),
+        ({"reference": "muon"}, "reference = muon, expected none, or at least one of instances"),
         ({"inner_learning_rates": (0.1, 0.01)}, "inner_learning_rates = .* in order"),
         ({"longest_unroll": 50}, "longest_unroll = 50, expected at least shortest_unroll = 100"),
         ({"widths": ("784-10",)}, "widths = 784-10: expected layers from 64 inputs"),

@@ -158,6 +158,7 @@ def test_tasks_that_cannot_be_spread():
         tasks_gradient(CONFIG, (group._replace(part=None),), None, (None,), None, jax.random.key(0), mesh)
 
 
+@pytest.mark.slow
 def test_a_mesh_of_one_device(run, inner_data):
     mesh = task_mesh()
     state = init_metatrain(CONFIG, 2, mesh=mesh)

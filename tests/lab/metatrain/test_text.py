@@ -21,7 +21,8 @@ from celo2_harness.lab.metatrain import (
     run_groups,
     run_metatrain,
 )
-from celo2_harness.lab.metatrain.celo2_rule import AdamState, LearnedState
+from celo2_harness.lab.metatrain.adam import AdamState
+from celo2_harness.lab.metatrain.celo2_rule import LearnedState
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.lab.metatrain.text_problem import TextProblem, TinyGPTConfig, init_tiny_gpt, tiny_gpt_losses
 from celo2_harness.lab.tasks import GPTConfig, byte_classes, gpt_loss, init_gpt, split_text
@@ -40,6 +41,7 @@ def test_classes_of_bytes():
     assert set(text.train[classes == 5].tolist()) == set(most[5:]) & set(text.train.tolist())
 
 
+@pytest.mark.slow
 def test_the_tiny_model_is_the_large_one_with_other_sizes(key):
     """The same parameters in the flax model, whose kernels are inputs x outputs and whose bytes are 256."""
     large = GPTConfig(width=4, layers=1, heads=2, context=3)
@@ -77,6 +79,7 @@ def test_who_gets_which_leaf(variant):
     assert learned == (hidden if variant == "ortho" else paths)
 
 
+@pytest.mark.slow
 def test_text_is_learned_by_a_sensible_rule():
     """Newton-Schulz of the gradient is Muon without momentum, which learns to count to five."""
     config = dataclasses.replace(CONFIG, augmentation=1.0, inner_learning_rates=(3e-3, 3e-3), adam_factor=5.0)

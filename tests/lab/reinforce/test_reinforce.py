@@ -48,6 +48,7 @@ def stop_after(updates):
     return lambda: next(calls) >= updates - 1
 
 
+@pytest.mark.slow
 def test_ppo_learns_to_catch():
     """Doing anything at random catches one ball in five, a return of -0.6; more than 9 in 10 caught is 0.8."""
     totals = []
@@ -177,6 +178,7 @@ def test_wrong_configs_are_refused(change):
         ReinforceConfig(**{"steps": 1} | change)
 
 
+@pytest.mark.slow
 def test_an_update_on_a_real_game(tmp_path):
     pytest.importorskip("ale_py.vector_env", reason="the extra atari (ale-py and gymnasium) is not installed")
     ppo = PPOConfig(environments=2, rollout=4, epochs=1, minibatches=2)

@@ -41,7 +41,10 @@ def plain_convolution(images, kernel, stride):
 
 
 # An odd batch, and two chunks of the way that CPUs go; pixels at the edge that no window reaches.
-@pytest.mark.parametrize(("batch", "height", "side", "stride"), [(3, 9, 4, 2), (32, 10, 4, 2), (32, 5, 3, 1)])
+@pytest.mark.parametrize(
+    ("batch", "height", "side", "stride"),
+    [(3, 9, 4, 2), (32, 10, 4, 2), pytest.param(32, 5, 3, 1, marks=pytest.mark.slow)],
+)
 def test_convolution_and_gradients(key, batch, height, side, stride):
     keys = jax.random.split(key, 3)
     images = jax.random.normal(keys[0], (batch, height, height + 1, 2))

@@ -50,7 +50,7 @@ def test_built_in_suites():
     for name, description in suites().items():
         suite = load_suite(name)
         assert suite.name == name and description and total_steps(suite)[0] > 1
-    assert total_steps(load_suite("nano")) == (7 * 4 * 3, 84000)
+    assert total_steps(load_suite("nano")) == (10 * 4 * 3, 120000)
     assert total_steps(load_suite("long")) == (2, 40000)
     assert [task.size for task in load_suite("widths").tasks] == ["nano-64", "nano", "nano-256", "nano-512"]
 

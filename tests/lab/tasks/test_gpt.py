@@ -31,7 +31,10 @@ def test_parameters_have_the_usual_names(params):
     assert _paths(params) == rest | {f"blocks/{i}/{name}" for i in range(2) for name in block}
 
 
-@pytest.mark.parametrize(("name", "millions"), [("nano", 0.9), ("small", 11), ("gpt2", 86), ("gpt3-xl", 1213)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("nano", 0.9), ("small", 11), ("gpt2", 86), pytest.param("gpt3-xl", 1213, marks=pytest.mark.slow)],
+)
 def test_models_have_the_sizes_that_the_help_says(name, millions):
     shapes = jax.eval_shape(lambda key: init_gpt(MODELS[name], key), jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6

@@ -156,6 +156,7 @@ def test_autoencoder_by_hand():
     assert float(task.loss(params, batch)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_vision_transformer_sees_all_patches_and_knows_order_by_positions_alone():
     """Patches and positions moved together leave the logits; a causal mask or a wrong cut would not."""
     model = ViT(ViTConfig(patch=2, width=8, layers=2, heads=2), SMALL, nnx.Rngs(0))

@@ -137,6 +137,7 @@ def test_held_out_windows_are_spread_without_overlap(tmp_path):
     assert data.spread(3, 1).tolist() == [[0, 1, 2, 3]]
 
 
+@pytest.mark.slow
 def test_loss_falls(shards):
     task = LanguageModel(TINY, open_tokens(shards, 8), 16)
     assert isinstance(task, Task) and len({task, task}) == 1
@@ -161,7 +162,10 @@ def test_descriptions_tell_data_apart(shards, tmp_path):
     assert dataclasses.replace(task, batch_size=15).describe() != described
 
 
-@pytest.mark.parametrize(("size", "millions"), [("small", 1.85), ("gpt2-124m", 124.3), ("gpt3-xl-1.3b", 1315)])
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [("small", 1.85), ("gpt2-124m", 124.3), pytest.param("gpt3-xl-1.3b", 1315, marks=pytest.mark.slow)],
+)
 def test_models_have_the_sizes_that_the_table_says(size, millions):
     shapes = jax.eval_shape(lambda key: init_gpt(TOKEN_MODELS[size], key), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, rel=2e-3)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from celo2_harness._trees import tree_bytes
-from celo2_harness.lab.training.loop import evaluate, init_state, train_step, train_steps
+from celo2_harness.lab.training.loop import evaluate, init_state, steps_per_call, train_step, train_steps
 
 
 def test_the_loss_falls(task):
@@ -51,3 +51,23 @@ def test_optimizers_that_watch_the_loss_get_it(task):
 
 def test_sizes_count_bytes():
     assert tree_bytes({"a": jnp.zeros((2, 3), jnp.bfloat16), "b": [jnp.zeros((), jnp.int32)]}) == 16
+
+
+def test_several_steps_in_one_call_are_the_same_steps(task):
+    """As on an accelerator: losses, parameters and evaluations are those of single steps, up to rounding."""
+    tx = optax.adamw(1e-2)
+    run = lambda per_call: list(
+        train_steps(task, tx, init_state(task, tx, 0), steps=14, seed=0, eval_every=6, per_call=per_call)
+    )
+    one, several = run(1), run(3)
+    assert [p.state.step for p in several] == [0, 3, 6, 9, 12, 14]
+    losses = np.concatenate([np.reshape(p.loss, -1) for p in several[1:]])
+    np.testing.assert_allclose(losses, [p.loss for p in one[1:]], rtol=1e-5)
+    at = lambda progress: {p.state.step: p.validation_loss for p in progress if p.validation_loss is not None}
+    assert at(several) == pytest.approx(at(one), rel=1e-5)
+
+
+def test_how_many_steps_a_call_takes(monkeypatch):
+    assert steps_per_call(50, 10) == 1  # on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [steps_per_call(*x) for x in ((50, 10), (50, 50), (7, 2), (64,))] == [10, 25, 1, 32]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -184,3 +185,20 @@ def test_settings_tell_weights_by_their_numbers():
     assert base.settings["options"] == {"state_dtype": "bfloat16"} and base.settings["learning_rate"] == 0.1
     with pytest.raises(InputError, match="weights = 'celo2': preset adamw has no learned rule"):
         preset_spec("adamw", total_steps=8, weights="celo2")
+
+
+def test_a_run_of_several_steps_per_call_is_resumed_to_the_same_numbers(task, tmp_path, monkeypatch):
+    """As on an accelerator; checkpoints are written at the first chance after they are due."""
+    module = sys.modules[train.__module__]
+    monkeypatch.setattr(module, "steps_per_call", lambda *intervals: 4)
+    monkeypatch.setattr(module, "share_of_peak", lambda flops, seconds: 0.4)
+    config = TrainConfig(steps=22, eval_every=8, log_every=4, checkpoint_every=5)
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run(task, whole, config=config).step == 22
+    stopped = run(task, part, config=config, should_stop=stop_after(2))
+    assert stopped.status == "interrupted" and stopped.step % 4 == 0
+    assert run(task, part, config=config, resume=True).status == "finished"
+    without = lambda folder: [{k: v for k, v in line.items() if k != "share_of_peak"} for line in numbers(folder)[1:]]
+    assert without(whole) == without(part)
+    np.testing.assert_equal(final_arrays(whole), final_arrays(part))
+    assert '"share_of_peak": 0.4' in (whole / "metrics.jsonl").read_text()

@@ -58,7 +58,7 @@ def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 class StepCost(NamedTuple):
-    """What an update of an optimizer costs on a tree.
+    """The costs of an update of an optimizer on a tree.
 
     Attributes:
         seconds: The time of each round; empty where the update is only compiled.
@@ -192,7 +192,7 @@ def measure_training(
 
 
 class NewtonSchulzCost(NamedTuple):
-    """What Newton-Schulz costs here and in Optax.
+    """The costs of Newton-Schulz here and in Optax.
 
     Attributes:
         ours: The seconds of each round of this package's.

@@ -83,7 +83,7 @@ def _arrays(shape: str) -> list[tuple[int, int]]:
 
 
 class Plan(NamedTuple):
-    """What an update needs on each device, by its compiled program.
+    """The needs of an update on each device, by its compiled program.
 
     Attributes:
         parameters: The bytes of the parameters.
@@ -149,7 +149,7 @@ def _placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 class Estimate(NamedTuple):
-    """What an update needs on each device, by formula.
+    """The needs of an update on each device, by formula.
 
     Attributes:
         parameters: The bytes of the parameters.

@@ -30,7 +30,7 @@ from celo2_harness.lab.bench import (
     plan_update,
 )
 from celo2_harness.lab.cli._devices import device_mesh, mesh_lengths
-from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.errors import InputError, check_range, input_errors
 from celo2_harness.lab.tasks import make_language_model
 from celo2_harness.lab.training.provenance import provenance
 from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, init_theta
@@ -69,8 +69,8 @@ class Config:
     """Only compile: compile times, temporaries and state, on shapes alone. Nothing is allocated."""
     state_dtype: str = "float32"
     """The dtype of the learned rule's state: float32 or bfloat16."""
-    kernel: str = "xla"
-    """How the learned rule's network is evaluated: xla or pallas."""
+    kernel: str = "auto"
+    """How the learned rule is computed: auto, xla or pallas."""
     batch: int = 16
     """Windows per training step ("training")."""
     mesh: str = "fsdp=1"
@@ -84,8 +84,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Measures and prints a table; returns 0."""
-    if config.rounds < 1:
-        raise InputError(f"rounds = {config.rounds}: expected at least 1")
+    check_range(1, rounds=config.rounds)
     if config.json is not None and not config.json.parent.is_dir():
         raise InputError(f"json: there is no folder {config.json.parent}; create it")
     measures = {"step": _step, "newton-schulz": _newton_schulz, "training": _training, "plan": _plan}

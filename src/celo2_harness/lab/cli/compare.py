@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from celo2_harness.lab.cli._gpt import GPTOptions
 from celo2_harness.lab.cli._suites import show_suite
 from celo2_harness.lab.cli.report import print_tables
 from celo2_harness.lab.errors import InputError, input_errors
@@ -13,7 +14,6 @@ from celo2_harness.lab.suites import Search, Suite, SuiteOptimizer, SuiteTask, r
 from celo2_harness.lab.suites.plots import plot_curves
 from celo2_harness.lab.suites.record import RECORDS
 from celo2_harness.lab.suites.tables import comparison_table
-from celo2_harness.lab.tasks import make_language_model
 from celo2_harness.lab.training.display import Display
 from celo2_harness.lab.training.interrupt import StopSignals
 from celo2_harness.lab.training.optimizers import AverageTail
@@ -21,44 +21,22 @@ from celo2_harness.presets import find_preset
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(GPTOptions):
     """Train the same GPT with several optimizers and compare them.
 
     Results go to a folder as they come; runs that are there already are not repeated.
     """
 
-    preset: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--presets"])] = ("celo2_ortho", "muon", "adamw")
+    preset: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--presets"])] = ("celo2", "muon", "adamw")
     """Optimizers; `celo2 presets` lists them."""
     learning_rate: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--learning-rates"])] = ()
     """Peak learning rates; each preset is run at each of them and its best is shown. By default the preset's own."""
     seed: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seeds"])] = (0,)
     """Each run is repeated with each of these seeds."""
-    text: Path | None = None
-    """Text file to learn from, of any kind; by default the language reference that comes with Python."""
-    model: str = "nano"
-    """Size of the model: nano (0.9 million parameters), small (11), gpt2 (86) or gpt3-xl (1213)."""
     steps: int = 300
     """Training steps of each run."""
-    batch: int = 16
-    """Windows per step."""
-    context: int | None = None
-    """Window length in bytes; by default the model's."""
-    schedule: str = "warmup_cosine"
-    """Schedule of the learning rate over the run."""
-    warmup: float = 0.05
-    """Part of the run in which the learning rate rises."""
-    weight_decay: float = 0.1
-    """Weight decay."""
-    weights: str | None = None
-    """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
     state_dtype: str = "float32"
     """What the learned rule's state is kept in: float32 or bfloat16."""
-    average_tail: bool = False
-    """Evaluate the average of the last parameters instead of the parameters themselves."""
-    dtype: str = "float32"
-    """What the model computes in: float32 or bfloat16."""
-    param_dtype: str = "float32"
-    """What the parameters are kept in: float32 or bfloat16."""
     out: Path = Path("runs/compare")
     """Folder of the results."""
     eval_every: int = 25
@@ -69,14 +47,7 @@ def run(config: Config) -> int:
     """Compares; returns 0 when all runs are done, diverged ones included, and 130 if it was interrupted."""
     with input_errors():
         suite = _suite(config)
-        task = make_language_model(
-            config.model,
-            config.text,
-            config.batch,
-            context=config.context,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-        )
+    task = config.task()
     with StopSignals() as stop, Display("tokens", task.tokens_per_batch) as display:
         records = show_suite(suite, config.out, display, make_task=lambda _: task, should_stop=lambda: stop.requested)
     if records is None:

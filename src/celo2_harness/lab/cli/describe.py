@@ -15,7 +15,7 @@ class Config:
 
     model: str = "nano"
     """Size of the model: nano, small, gpt2 or gpt3-xl."""
-    preset: str = "celo2_ortho"
+    preset: str = "celo2"
     """Optimizer; `celo2 presets` lists them."""
     weights: str | None = None
     """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from celo2_harness.lab.cli._suites import show_suite
-from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.errors import InputError, check_range
 from celo2_harness.lab.suites import Record, Suite, SuiteOptimizer, SuiteState, load_suite, run_suite, suites
 from celo2_harness.lab.suites.record import RECORDS
 from celo2_harness.lab.training.display import Display
@@ -50,8 +50,7 @@ class Config:
 
 def run(config: Config) -> int:
     """Runs the suite; returns 0 when all runs are done, diverged and failed ones included, and 130 if interrupted."""
-    if config.processes < 1:
-        raise InputError(f"processes = {config.processes}: expected at least 1")
+    check_range(1, processes=config.processes)
     suite, folder = _suite(config)
     helpers: list[Any] = []
 

@@ -13,7 +13,7 @@ import tyro
 from jax.sharding import Mesh
 
 from celo2_harness.lab.cli._devices import MOST_DEVICES
-from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.errors import InputError, check_range, input_errors
 from celo2_harness.lab.metatrain import (
     MetaTrainConfig,
     MetaTrainData,
@@ -50,7 +50,8 @@ class Config:
     """Text file of the tasks on text, which --text-tasks asks for; by default the language reference that comes with
     Python."""
     start_from: str | None = None
-    """Weights to begin with: a bundled name or a file; by default random ones."""
+    """Weights to begin with: a bundled name, a file, or a rule made by hand: muon, or (with --eigenbasis) soap;
+    muon:1,1.9,0.76 has weights of the gradient and the momenta of one's own. By default random ones."""
     out: Path = Path("runs/metatrain")
     """Folder of the run."""
     resume: bool = False
@@ -103,9 +104,7 @@ def defaults(config: Config) -> Config:
 
 def run(config: Config) -> int:
     """Meta-trains; returns 0 if the run finished, 130 if it was interrupted."""
-    for name in ("checkpoint_every", "log_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} = {getattr(config, name)}: expected at least 1")
+    check_range(1, checkpoint_every=config.checkpoint_every, log_every=config.log_every)
     if not 0 <= config.devices <= MOST_DEVICES:
         raise InputError(f"devices = {config.devices}: expected 0 for all, or a number up to {MOST_DEVICES}")
     with input_errors(), StopSignals() as stop, Display("iterations") as display:

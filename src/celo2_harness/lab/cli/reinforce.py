@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.errors import check_range, input_errors
 from celo2_harness.lab.reinforce import (
     NATURE_CONVOLUTIONS,
     ActorCriticConfig,
@@ -23,6 +23,7 @@ from celo2_harness.lab.training.display import Display
 from celo2_harness.lab.training.folder import read_header
 from celo2_harness.lab.training.interrupt import StopSignals
 from celo2_harness.lab.training.optimizers import preset_spec
+from celo2_harness.lab.training.reading import read
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,7 @@ def defaults(config: Config) -> Config:
     """Returns the options that hold where none is given: those that a run was started with when it is resumed."""
     if not config.resume:
         return Config()
-    options = dict(read_header(_folder(config))["options"])
-    with input_errors():
-        ppo = PPOConfig(**options.pop("ppo"))
-        return dataclasses.replace(Config(**options), ppo=ppo)
+    return read(Config, read_header(_folder(config))["options"], "options")
 
 
 def run(config: Config) -> int:
@@ -126,8 +124,7 @@ def train(config: Config, folder: Path, **callbacks: Callable[..., Any]) -> Rein
         weights=config.weights,
         **rest,
     )
-    if config.hidden < 1:
-        raise InputError(f"hidden = {config.hidden}: expected at least 1")
+    check_range(1, hidden=config.hidden)
     with input_errors():
         environments = make_environments(config.game, config.ppo.environments)
     # Only pictures of some size have something to convolve.

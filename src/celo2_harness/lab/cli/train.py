@@ -7,52 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from celo2_harness.lab.cli._devices import device_mesh
-from celo2_harness.lab.errors import input_errors
-from celo2_harness.lab.tasks import make_language_model
+from celo2_harness.lab.cli._gpt import GPTOptions
 from celo2_harness.lab.training.display import Display
 from celo2_harness.lab.training.folder import read_header
 from celo2_harness.lab.training.interrupt import StopSignals
 from celo2_harness.lab.training.optimizers import preset_spec, with_average_tail
+from celo2_harness.lab.training.reading import read
 from celo2_harness.lab.training.train import TrainConfig, train
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(GPTOptions):
     """Train a byte-level GPT on a text with one optimizer.
 
     Metrics, a picture of the loss and checkpoints go to a folder. Ctrl-C saves and stops; --resume goes on.
     """
 
-    text: Path | None = None
-    """Text file to learn from, of any kind; by default the language reference that comes with Python."""
-    model: str = "nano"
-    """Size of the model: nano (0.9 million parameters), small (11), gpt2 (86) or gpt3-xl (1213)."""
-    preset: str = "celo2_ortho"
+    preset: str = "celo2"
     """Optimizer; `celo2 presets` lists them."""
     learning_rate: float | None = None
     """Peak learning rate; by default the preset's."""
     steps: int = 500
     """Training steps."""
-    batch: int = 16
-    """Windows per step."""
-    context: int | None = None
-    """Window length in bytes; by default the model's."""
     seed: int = 0
     """Seed of the initial parameters and the batches."""
-    schedule: str = "warmup_cosine"
-    """Schedule of the learning rate over the run."""
-    warmup: float = 0.05
-    """Part of the run in which the learning rate rises."""
-    weight_decay: float = 0.1
-    """Weight decay."""
-    weights: str | None = None
-    """Weights of the learned rule: a name, a file or hf://owner/repo; by default the preset's."""
-    average_tail: bool = False
-    """Evaluate the average of the last parameters instead of the parameters themselves."""
-    dtype: str = "float32"
-    """What the model computes in: float32 or bfloat16."""
-    param_dtype: str = "float32"
-    """What the parameters are kept in: float32 or bfloat16."""
     mesh: str | None = None
     """Devices to train on, as lengths of mesh axes, for example data=4,fsdp=2: parameters are split over fsdp and
     tensor, batches over data and fsdp. A run may be resumed on another mesh."""
@@ -72,12 +50,7 @@ def defaults(config: Config) -> Config:
     """Returns the options that hold where none is given: those that a run was started with when it is resumed."""
     if not config.resume:
         return Config()
-    options = read_header(_folder(config))["options"]
-    known = {field.name for field in dataclasses.fields(Config)}
-    options = {name: value for name, value in options.items() if name in known}
-    if options.get("text") is not None:
-        options["text"] = Path(options["text"])
-    return Config(**options)
+    return read(Config, read_header(_folder(config))["options"], "options")
 
 
 def run(config: Config) -> int:
@@ -85,15 +58,7 @@ def run(config: Config) -> int:
     folder = _folder(config)
     mesh = None if config.mesh is None else device_mesh(config.mesh)
     train_config = TrainConfig(config.steps, config.seed, config.eval_every, config.log_every, config.checkpoint_every)
-    with input_errors():
-        task = make_language_model(
-            config.model,
-            config.text,
-            config.batch,
-            context=config.context,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-        )
+    task = config.task()
     spec = preset_spec(
         config.preset,
         config.learning_rate,
@@ -138,6 +103,6 @@ def _folder(config: Config) -> Path:
 
 
 def _options(config: Config) -> dict[str, Any]:
-    """What `defaults` finds again, with paths in full, because a run may be resumed from another folder."""
+    """Returns what `defaults` finds again, with paths in full, because a run may be resumed from another folder."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "resume")}
     return options | {"text": None if config.text is None else str(config.text.absolute())}

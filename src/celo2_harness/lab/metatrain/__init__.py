@@ -19,4 +19,6 @@ from celo2_harness.lab.metatrain.outer import (
     place_state as place_state,
 )
 from celo2_harness.lab.metatrain.problem import InnerProblem as InnerProblem, TaskGroup as TaskGroup
+from celo2_harness.lab.metatrain.references import with_references as with_references
 from celo2_harness.lab.metatrain.run import run_metatrain as run_metatrain
+from celo2_harness.lab.metatrain.starts import starting_theta as starting_theta

@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
+from celo2_harness.blocks import in_eigenbasis
+from celo2_harness.lab.metatrain.adam import AdamState, adam_step, init_adam
 from celo2_harness.lab.metatrain.learned import AnyWeights, InnerLeaf, InnerStep, network_kernel
 from celo2_harness.rule import (
     MatrixView,
     Moments,
     RuleConfig,
     Theta,
+    at_training_fraction,
     channel_counts,
     init_mean_square,
     init_moments,
@@ -30,27 +34,17 @@ from celo2_harness.rule import (
 )
 from celo2_harness.weights import Weights, load_weights, save_weights
 
-ADAM_DECAYS = (0.9, 0.95)
-ADAM_FLOOR = 1e-8  # under the root, as the paper's inner Adam has it; no bias correction
-
 
 class LearnedState(NamedTuple):
     """The state of a leaf under the learned rule.
 
     Attributes:
-        moments: The accumulators.
+        moments: The accumulators; of a matrix in the eigenbasis the state of `in_eigenbasis`, which holds them.
         square: The running mean square of "rolling" normalisation, or None.
     """
 
-    moments: Moments
+    moments: Any
     square: Float[Array, "..."] | None
-
-
-class AdamState(NamedTuple):
-    """The first and second moment of a leaf under Adam."""
-
-    mu: Float[Array, "..."]
-    nu: Float[Array, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +60,15 @@ class Celo2Learning:
         orthogonalize: Whether hidden matrices go through Newton-Schulz and all other leaves to Adam; otherwise all
             leaves follow the rule.
         adam_factor: The step size of Adam over that of the rule.
+        eigenbasis: Whether the rule acts in the eigenbasis of the gradients' covariance on hidden matrices (see
+            `in_eigenbasis`).
     """
 
     rule: RuleConfig
     hidden: int
     orthogonalize: bool
     adam_factor: float
+    eigenbasis: bool = False
 
     def init(self, key: Array) -> Theta:
         """Returns kernels from a normal cut off at 2 sigma, sigma = 1 / sqrt(fan in), and zero biases."""
@@ -92,8 +89,10 @@ class Celo2Learning:
 
         def init(leaf: InnerLeaf, x: Array) -> LearnedState | AdamState:
             if self.orthogonalize and not leaf.hidden:
-                return AdamState(jnp.zeros_like(x), jnp.zeros_like(x))
+                return init_adam(x)
             square = init_mean_square(leaf.view) if self.rule.normalization == "rolling" else None
+            if self._in_basis(leaf):
+                return LearnedState(self._turned(None, leaf.view).init(x), square)
             return LearnedState(init_moments(self.rule, leaf.view), square)
 
         return tuple(init(leaf, x) for leaf, x in zip(layout, leaves, strict=True))
@@ -106,27 +105,29 @@ class Celo2Learning:
         step: InnerStep,
     ) -> tuple[list[Array], tuple[LearnedState | AdamState, ...]]:
         """Returns the parameters and the state after a step."""
+        theta = at_training_fraction(theta, self.rule, step.clock.step / step.clock.length)
         new_leaves, new_state = [], []
         for leaf, p, g, s in zip(step.layout, leaves, step.gradients, state, strict=True):
             if isinstance(s, LearnedState):
-                direction, s = self._direction(theta, leaf.view, p, g, s, step.clock.step)
+                direction, s = self._direction(theta, leaf, p, g, s, step.clock.step)
                 p = p - step.step_size * direction
             else:
-                mu = ADAM_DECAYS[0] * s.mu + (1 - ADAM_DECAYS[0]) * g
-                nu = ADAM_DECAYS[1] * s.nu + (1 - ADAM_DECAYS[1]) * jnp.square(g)
-                p = p - step.step_size * self.adam_factor * mu / jnp.sqrt(nu + ADAM_FLOOR)
-                s = AdamState(mu, nu)
+                p, s = adam_step(p, g, s, step.step_size * self.adam_factor)
             new_leaves.append(p)
             new_state.append(s)
         return new_leaves, tuple(new_state)
 
     def _direction(
-        self, theta: Theta, view: MatrixView, p: Array, g: Array, state: LearnedState, count: Array
+        self, theta: Theta, leaf: InnerLeaf, p: Array, g: Array, state: LearnedState, count: Array
     ) -> tuple[Array, LearnedState]:
-        direction, moments, _ = leaf_direction(theta, self.rule, view, g, p, state.moments, network_kernel())
-        direction = _computed_once(direction, moments.nu)
+        view = leaf.view
+        if self._in_basis(leaf):
+            stepped: Any = self._turned(theta, view).update(g, state.moments, p)
+            direction, moments = view.apply(stepped[0]), stepped[1]
+        else:
+            direction, moments = self._raw(theta, view, g, state.moments, p)
         if self.orthogonalize and view.is_matrix:
-            direction = _orthogonalized(direction)
+            direction = orthogonalized(direction)
         running = state.square
         if self.rule.normalization != "none":
             square = matrix_mean_square(view, direction)
@@ -134,6 +135,25 @@ class Celo2Learning:
                 square = running = rolling_mean_square(running, square)
             direction = direction / rms_divisor(self.rule.normalization, square, count + 1)
         return view.invert(direction), LearnedState(moments, running)
+
+    def _raw(self, theta: Theta, view: MatrixView, g: Array, moments: Moments, p: Array) -> tuple[Array, Moments]:
+        """The output of the network in the leaf's view, and the new accumulators."""
+        direction, moments, _ = leaf_direction(theta, self.rule, view, g, p, moments, network_kernel())
+        return _computed_once(direction, moments.nu), moments
+
+    def _in_basis(self, leaf: InnerLeaf) -> bool:
+        return self.eigenbasis and leaf.hidden and leaf.view.is_matrix
+
+    def _turned(self, theta: Theta | None, view: MatrixView) -> optax.GradientTransformation:
+        """The rule on one leaf, in the eigenbasis. Its `init` needs no theta."""
+
+        def update(g: Any, moments: Any, p: Any = None) -> tuple[Array, Moments]:
+            assert theta is not None
+            direction, moments = self._raw(theta, view, g, moments, p)
+            return view.invert(direction), moments
+
+        rule = optax.GradientTransformation(lambda p: init_moments(self.rule, view), update)  # type: ignore[arg-type]
+        return in_eigenbasis(rule, mode="act", weight_dimension_numbers=view)
 
     def weights(self, theta: Theta, provenance: Mapping[str, Any]) -> AnyWeights:
         """Returns theta as weights that can be saved and used."""
@@ -152,7 +172,7 @@ class Celo2Learning:
         save_weights(path, weights)  # pyright: ignore[reportArgumentType]
 
 
-def _orthogonalized(direction: Array) -> Array:
+def orthogonalized(direction: Array) -> Array:
     """Newton-Schulz; on a GPU as one launch where the matrix is small, instead of some thirty."""
     if jax.default_backend() == "gpu" and direction.ndim == 2:
         # Imported where it is used: Pallas takes a good part of the package's import time.

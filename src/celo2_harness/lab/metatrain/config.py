@@ -24,12 +24,16 @@ class MetaTrainConfig:
             and the inner step sizes and schedules do not count).
         rule: The features, decays and normalisation of the rule.
         hidden: The units of each hidden layer of the rule's network.
+        eigenbasis: Whether the rule acts in the eigenbasis of the gradients' covariance on hidden matrices, as the
+            preset `celo2` has it (see `in_eigenbasis`); of variant "ortho" only.
         widths: The layer widths of the inner networks, one word per network, over which the tasks of each image set are
             spread: for example "64-32-10", or "64-32-10" and "64-64-10".
         batch: The number of images in an inner step.
         tasks_per_set: The number of inner tasks per image set, each an antithetic pair.
         text_tasks: The number of inner tasks on text, besides those on images.
         text_batch: The number of windows in an inner step of a task on text.
+        text_width: The width of the GPT in tasks on text, an even number.
+        text_layers: The number of its blocks.
         inner_learning_rates: The lowest and highest step size of the inner update, drawn log-uniformly per task.
         inner_schedule: The schedule of the step size over an unroll: "constant", or "warmup_cosine" over the length of
             the unroll.
@@ -41,6 +45,10 @@ class MetaTrainConfig:
         sigma: The standard deviation of the perturbation of every number of theta.
         meta_loss: "mean" for the mean of the training losses of an unroll, "last" for that of its last steps.
         last_part: The part of an unroll that counts for the meta-loss "last".
+        instances: The number of different unrolls of a task, each with its own start, length, step size and batches,
+            among which every new one is drawn; 0 for no end of them.
+        reference: "muon" for a meta-loss relative to what Muon reaches in the same unroll, with the same start, step
+            size and batches; "none" for the loss itself. It is measured once for each of the `instances`.
         augmentation: The bound of alpha: parameters are divided by alpha at the start and multiplied by alpha in the
             loss, and alpha is log-uniform in [1 / augmentation, augmentation]. 1 switches it off.
         iterations: The number of outer iterations.
@@ -54,11 +62,14 @@ class MetaTrainConfig:
     variant: Literal["ortho", "base", "velo_s"] = "ortho"
     rule: RuleConfig = RuleConfig()
     hidden: int = 8
+    eigenbasis: bool = False
     widths: tuple[str, ...] = ("64-32-10",)
     batch: int = 64
     tasks_per_set: int = 8
     text_tasks: int = 0
     text_batch: int = 8
+    text_width: int = 16
+    text_layers: int = 1
     inner_learning_rates: tuple[float, float] = (1e-3, 1e-3)
     inner_schedule: Literal["constant", "warmup_cosine"] = "constant"
     adam_factor: float = 20.0
@@ -69,6 +80,8 @@ class MetaTrainConfig:
     sigma: float = 0.01
     meta_loss: Literal["mean", "last"] = "mean"
     last_part: float = 0.1
+    instances: int = 0
+    reference: Literal["none", "muon"] = "none"
     augmentation: float = 1000.0
     iterations: int = 100_000
     outer_learning_rate: float = 5e-5
@@ -86,7 +99,7 @@ class MetaTrainConfig:
         """What is learned, as functions of theta."""
         if self.variant == "velo_s":
             return VeloLearning()
-        return Celo2Learning(self.rule, self.hidden, self.variant == "ortho", self.adam_factor)
+        return Celo2Learning(self.rule, self.hidden, self.variant == "ortho", self.adam_factor, self.eigenbasis)
 
     def __post_init__(self) -> None:
         check_config(self.rule, "rule")
@@ -96,15 +109,21 @@ class MetaTrainConfig:
                 raise ValueError(f"{name} = {value!r}, expected one of {', '.join(get_args(hint))}.")
         low, high = self.inner_learning_rates
         # Comparisons are written so that NaN fails them.
-        one_or_more = ("hidden", "batch", "tasks_per_set", "text_batch", "shortest_unroll", "truncation", "iterations")
-        zero_or_more = ("adam_factor", "outer_learning_rate", "outer_weight_decay", "text_tasks")
+        counts = ("hidden", "batch", "tasks_per_set", "text_batch", "text_layers", "shortest_unroll", "iterations")
+        zero_or_more = ("adam_factor", "outer_learning_rate", "outer_weight_decay", "text_tasks", "instances")
         expected = {
-            **{name: (getattr(self, name) >= 1, "at least 1") for name in one_or_more},
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
             **{name: (0 <= getattr(self, name) < float("inf"), "a finite number, at least 0") for name in zero_or_more},
+            "text_width": (self.text_width >= 2 and self.text_width % 2 == 0, "an even number, at least 2"),
             "sigma": (0 < self.sigma < float("inf"), "above 0"),
             "augmentation": (1 <= self.augmentation < float("inf"), "at least 1"),
             "seed": (0 <= self.seed < 2**32, "at least 0 and below 2^32"),
             "last_part": (0 < self.last_part <= 1, "above 0 and at most 1"),
+            "eigenbasis": (not self.eigenbasis or self.variant == "ortho", "False in other variants than ortho"),
+            "reference": (
+                self.reference == "none" or self.instances > 0,
+                "none, or at least one of instances, whose reference is measured",
+            ),
             "inner_learning_rates": (0 < low <= high < float("inf"), "(lowest, highest), above 0 and in order"),
             "longest_unroll": (
                 self.longest_unroll >= self.shortest_unroll,

@@ -18,7 +18,7 @@ TEXT_SET = "text"
 
 
 class MetaTrainData(NamedTuple):
-    """What the tasks of a run sample from.
+    """The data that the tasks of a run sample from.
 
     Attributes:
         inner: The arrays.

@@ -2,7 +2,8 @@ r"""Gradients of the meta-loss by antithetic evolution strategies, for any inner
 
 Letters, per task: theta the rule's numbers, eps ~ N(0, sigma^2) the perturbation of this outer iteration, xi the sum of
 perturbations since the task's unroll began (this one included), l+ and l- the meta-losses of a step under theta + eps
-and theta - eps with the same data, w the weight of a step (1, or by `meta_loss` = "last").
+and theta - eps with the same data, w the weight of a step (1, or by `meta_loss` = "last"), over the reference loss of
+the unroll where there is one.
 
   pes   1 / (2 sigma^2 K) [ sum over steps before a restart of w (l+ - l-) xi
                             + sum over the restarting step and the steps after it of w (l+ - l-) eps ]
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from celo2_harness.lab.metatrain.instances import Instances, new_instances
 from celo2_harness.lab.metatrain.problem import Clock, InnerProblem
 
 # Any tree of arrays: the rule's numbers, or something of their shape.
@@ -52,28 +54,35 @@ class Settings(Protocol):
     @property
     def last_part(self) -> float: ...
 
+    @property
+    def instances(self) -> int: ...
+
 
 class TaskState(NamedTuple):
-    """What a task keeps from one outer iteration to the next; estimators that always start afresh keep None.
+    """The state of a task from one outer iteration to the next.
 
     Attributes:
-        unrolls: The unrolls of the antithetic pair, with the sign as first axis.
-        clock: Where they stand.
+        unrolls: The unrolls of the antithetic pair, with the sign as first axis; None where all start afresh.
+        clock: The step at which each of them is.
         xi: The sum of perturbations since they began.
+        instance: Which of the `instances` they are.
+        instances: All unrolls of the task; None where there is no end of them.
     """
 
     unrolls: Any
-    clock: Clock
+    clock: Clock | None
     xi: Any
+    instance: Int[Array, ""] | None = None
+    instances: Instances | None = None
 
 
 class Estimate(NamedTuple):
-    """What an outer iteration of one task gives.
+    """The result of an outer iteration of one task.
 
     Attributes:
         gradient: The estimate of the meta-gradient.
-        state: The new state of the task.
-        meta_loss: The mean meta-loss of the antithetic pair.
+        state: The new state of the task; None if it keeps nothing.
+        meta_loss: The mean meta-loss of the antithetic pair, weighed as in the gradient.
         restarted: Whether the task restarted.
     """
 
@@ -107,10 +116,13 @@ def bounded_loss(loss: Float[Array, "*n"], bound: float) -> Float[Array, "*n"]:
 
 
 def step_weight(config: Settings, clock: Clock) -> Float[Array, ""]:
-    """Returns w: 1 for the mean of an unroll; for its end, 1 / `last_part` in that last part of it and 0 before."""
+    """Returns w: 1 for the mean of an unroll; for its end, 1 / `last_part` in that last part of it and 0 before.
+
+    The last step always counts, however short the unroll is.
+    """
     if config.meta_loss == "mean":
         return jnp.ones_like(clock.step, jnp.float32)
-    return jnp.where(clock.step >= (1.0 - config.last_part) * clock.length, 1.0 / config.last_part, 0.0)
+    return jnp.where(clock.step + 1 > (1.0 - config.last_part) * clock.length, 1.0 / config.last_part, 0.0)
 
 
 def draw_perturbation(sigma: float, theta: Numbers, key: Array) -> Numbers:
@@ -140,20 +152,32 @@ def _step_pair(
     return unrolls, bounded_loss(losses, problem.loss_bound)
 
 
-def _fresh(config: Settings, problem: InnerProblem, key: Array) -> tuple[Any, Clock]:
-    """A new pair of unrolls, and its length, log-uniform in [shortest_unroll, longest_unroll]."""
+def new_pair(config: Settings, problem: InnerProblem, key: Array) -> tuple[Any, Clock]:
+    """Returns a new pair of unrolls, and its length, log-uniform in [shortest_unroll, longest_unroll]."""
     unroll_key, length_key = jax.random.split(key)
     low, high = jnp.log(config.shortest_unroll), jnp.log(config.longest_unroll)
     length = jnp.round(jnp.exp(jax.random.uniform(length_key, (), minval=low, maxval=high))).astype(jnp.int32)
     return _pair(problem.fresh(unroll_key)), Clock(jnp.zeros([], jnp.int32), length)
 
 
+def _fresh(
+    config: Settings, problem: InnerProblem, instances: Instances | None, key: Array
+) -> tuple[Any, Clock, Array | None]:
+    """A new pair of unrolls, its length, and which of the instances it is."""
+    if instances is None:
+        return *new_pair(config, problem, key), None
+    instance = instances.draw(key)
+    return *new_pair(config, problem, instances.start_key(instance)), instance
+
+
 def _init_truncated(config: Settings, problem: InnerProblem, theta: Numbers, key: Array) -> TaskState:
     """A fresh pair whose step counter starts at a random offset, so that tasks do not restart together."""
+    instances = new_instances(config.instances, key)
     fresh_key, offset_key = jax.random.split(key)
-    unrolls, clock = _fresh(config, problem, fresh_key)
+    unrolls, clock, instance = _fresh(config, problem, instances, fresh_key)
     offset = jax.random.randint(offset_key, (), 0, config.longest_unroll)
-    return TaskState(unrolls, clock._replace(step=offset), jax.tree.map(jnp.zeros_like, theta))
+    xi = jax.tree.map(jnp.zeros_like, theta)
+    return TaskState(unrolls, clock._replace(step=offset), xi, instance, instances)
 
 
 def _truncated(
@@ -173,20 +197,26 @@ def _truncated(
     xi = jax.tree.map(jnp.add, state.xi, eps) if persistent else eps
     pair = _antithetic(theta, eps)
     # An unroll restarts at most once per truncation (it is never shorter), so one fresh pair is enough.
-    fresh, fresh_clock = _fresh(config, problem, fresh_key)
-    batches = jax.vmap(lambda k: problem.sample(data, which, k))(jax.random.split(batch_key, config.truncation))
+    fresh = _fresh(config, problem, state.instances, fresh_key)
+    batches = None
+    if state.instances is None:
+        batches = jax.vmap(lambda k: problem.sample(data, which, k))(jax.random.split(batch_key, config.truncation))
 
-    def step(carry: tuple[Any, Clock, Array], batch: Any) -> tuple[tuple[Any, Clock, Array], tuple[Array, ...]]:
-        unrolls, clock, restarted = carry
+    def step(carry: tuple[Any, Array], batch: Any) -> tuple[tuple[Any, Array], tuple[Array, ...]]:
+        (unrolls, clock, instance), restarted = carry
         ended = clock.step >= clock.length
-        unrolls, clock = _choose(ended, (fresh, fresh_clock), (unrolls, clock))
+        unrolls, clock, instance = _choose(ended, fresh, (unrolls, clock, instance))
         restarted = restarted | ended
+        weight = step_weight(config, clock)
+        if state.instances is not None:
+            batch = problem.sample(data, which, state.instances.batch_key(instance, clock.step))
+            weight = weight / state.instances.references[instance]
         unrolls, losses = _step_pair(problem, pair, unrolls, clock, data, batch)
-        difference = step_weight(config, clock) * (losses[0] - losses[1])
-        return (unrolls, clock._replace(step=clock.step + 1), restarted), (difference, jnp.mean(losses), restarted)
+        now = unrolls, clock._replace(step=clock.step + 1), instance
+        return (now, restarted), (weight * (losses[0] - losses[1]), weight * jnp.mean(losses), restarted)
 
-    start = (state.unrolls, state.clock, jnp.zeros([], bool))
-    (unrolls, clock, restarted), (difference, losses, restarted_by) = jax.lax.scan(
+    start = (state.unrolls, state.clock, state.instance), jnp.zeros([], bool)
+    ((unrolls, clock, instance), restarted), (difference, losses, restarted_by) = jax.lax.scan(
         step, start, batches, length=config.truncation
     )
     before = jnp.sum(jnp.where(restarted_by, 0.0, difference))
@@ -194,15 +224,19 @@ def _truncated(
     scale = 2.0 * config.sigma**2 * config.truncation
     return Estimate(
         gradient=jax.tree.map(lambda x, e: (before * x + after * e) / scale, xi, eps),
-        state=TaskState(unrolls, clock, _choose(restarted, eps, xi) if persistent else state.xi),
+        state=TaskState(
+            unrolls, clock, _choose(restarted, eps, xi) if persistent else state.xi, instance, state.instances
+        ),
         meta_loss=jnp.mean(losses),
         restarted=restarted,
     )
 
 
-def _init_full(config: Settings, problem: InnerProblem, theta: Numbers, key: Array) -> None:
+def _init_full(config: Settings, problem: InnerProblem, theta: Numbers, key: Array) -> TaskState | None:
     """Whole unrolls leave nothing behind."""
-    del config, problem, theta, key
+    del problem, theta
+    instances = new_instances(config.instances, key)
+    return None if instances is None else TaskState(None, None, None, instances=instances)
 
 
 def _full(
@@ -215,24 +249,28 @@ def _full(
     key: Array,
 ) -> Estimate:
     """A whole unroll from a fresh start."""
-    del state
     perturbation_key, batch_key, fresh_key = jax.random.split(key, 3)
     eps = draw_perturbation(config.sigma, theta, perturbation_key)
     pair = _antithetic(theta, eps)
-    unrolls, clock = _fresh(config, problem, fresh_key)
+    instances = None if state is None else state.instances
+    unrolls, clock, instance = _fresh(config, problem, instances, fresh_key)
 
     def step(carry: tuple[Any, Clock, Array, Array]) -> tuple[Any, Clock, Array, Array]:
         unrolls, clock, difference, total = carry
-        batch = problem.sample(data, which, jax.random.fold_in(batch_key, clock.step))
+        weight = step_weight(config, clock)
+        step_key = jax.random.fold_in(batch_key, clock.step)
+        if instances is not None and instance is not None:
+            step_key, weight = instances.batch_key(instance, clock.step), weight / instances.references[instance]
+        batch = problem.sample(data, which, step_key)
         unrolls, losses = _step_pair(problem, pair, unrolls, clock, data, batch)
-        difference = difference + step_weight(config, clock) * (losses[0] - losses[1])
-        return unrolls, clock._replace(step=clock.step + 1), difference, total + jnp.mean(losses)
+        difference = difference + weight * (losses[0] - losses[1])
+        return unrolls, clock._replace(step=clock.step + 1), difference, total + weight * jnp.mean(losses)
 
     start = (unrolls, clock, jnp.zeros([]), jnp.zeros([]))
     _, _, difference, total = jax.lax.while_loop(lambda carry: carry[1].step < carry[1].length, step, start)
     scale = 2.0 * config.sigma**2 * clock.length
     gradient = jax.tree.map(lambda e: difference * e / scale, eps)
-    return Estimate(gradient, None, total / clock.length, jnp.ones([], bool))
+    return Estimate(gradient, state, total / clock.length, jnp.ones([], bool))
 
 
 # How the meta-gradient is estimated; see the head of this file.

@@ -16,11 +16,11 @@ WEIGHTS_FILE = "weights.celo2"
 
 
 class Evaluation(NamedTuple):
-    """How a run scores its thetas.
+    """The way in which a run scores its thetas.
 
     Attributes:
         every: The number of iterations between evaluations; the start and the end are always among them.
-        settings: What determines a score, as JSON values.
+        settings: The settings that determine a score, as JSON values.
         score: A function from weights to a number, lower is better; NaN where training with them diverged.
     """
 
@@ -40,7 +40,7 @@ def with_scores(
 
     Args:
         progress: The run.
-        evaluation: How thetas are scored, and when.
+        evaluation: The evaluation that scores thetas.
         last: The last step, which is always one for evaluation.
         scored: The steps that have a score already.
         save: A function that writes the weights of a state to a path in the run folder, and returns them.

@@ -14,14 +14,14 @@ from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.estimators import ESTIMATORS, Numbers
 from celo2_harness.lab.metatrain.image_problem import ImageProblem
 from celo2_harness.lab.metatrain.problem import TaskGroup
-from celo2_harness.lab.metatrain.text_problem import TextProblem
+from celo2_harness.lab.metatrain.text_problem import TextProblem, TinyGPTConfig
 from celo2_harness.lab.tasks import ImageSets
 
 TASK_AXIS = "tasks"
 
 
 class InnerData(NamedTuple):
-    """What the tasks of a run sample from.
+    """The arrays that the tasks of a run sample from.
 
     Attributes:
         images: The image sets.
@@ -33,7 +33,7 @@ class InnerData(NamedTuple):
 
 
 class TasksMetrics(NamedTuple):
-    """What an outer iteration says of its tasks.
+    """Metrics of the tasks in an outer iteration.
 
     Attributes:
         meta_loss: The mean meta-loss of each data set.
@@ -62,7 +62,8 @@ def run_groups(config: MetaTrainConfig, sets: int) -> tuple[TaskGroup, ...]:
     if config.text_tasks:
         first = sets * config.tasks_per_set
         tasks = tuple(range(first, first + config.text_tasks))
-        groups.append(TaskGroup(TextProblem(config), tasks, (sets,) * config.text_tasks, "text"))
+        model = TinyGPTConfig(config.text_width, config.text_layers)
+        groups.append(TaskGroup(TextProblem(config, model), tasks, (sets,) * config.text_tasks, "text"))
     return tuple(groups)
 
 
@@ -108,7 +109,7 @@ def tasks_gradient(
         groups: The tasks.
         theta: The current rule.
         state: The state of all tasks, from `init_tasks` or this function.
-        data: What the problems sample from.
+        data: The data that the problems sample from.
         key: The randomness of this iteration; task k draws from fold_in(key, k), wherever it runs.
         mesh: The devices to spread the tasks of each group over; None for no spreading.
 

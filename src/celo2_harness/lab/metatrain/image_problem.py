@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from celo2_harness.lab.metatrain.config import CLASSES, MetaTrainConfig
-from celo2_harness.lab.metatrain.learned import InnerLeaf
+from celo2_harness.lab.metatrain.learned import InnerLeaf, InnerRule
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.lab.metatrain.unroll import Unroll, kernel_view, new_unroll, training_step
 from celo2_harness.lab.tasks import ImageSets
@@ -60,10 +60,12 @@ class ImageProblem:
     Attributes:
         config: The recipe.
         widths: The layer widths of the network.
+        rule: What trains the network, if not the recipe's rule.
     """
 
     config: MetaTrainConfig
     widths: tuple[int, ...]
+    rule: InnerRule | None = None
 
     @property
     def loss_bound(self) -> float:
@@ -72,7 +74,7 @@ class ImageProblem:
 
     def fresh(self, key: Array) -> Unroll:
         """Returns a new task: initial parameters, zero state, alpha and step size."""
-        return new_unroll(self.config, self._layout(), lambda k: init_mlp(k, self.widths), key)
+        return new_unroll(self.config, self._rule, self._layout(), lambda k: init_mlp(k, self.widths), key)
 
     def sample(self, data: ImageSets, which: Int[Array, ""], key: Array) -> Int[Array, " batch"]:
         """Draws the rows of a batch from set `which`, with replacement."""
@@ -84,7 +86,11 @@ class ImageProblem:
         """Returns the unroll after a training step, and the training loss before it."""
         images, labels = data.images[batch].astype(jnp.float32) / 255.0, data.labels[batch]
         loss_fn = lambda params: mlp_loss(params, images, labels)
-        return training_step(self.config, self._layout(), theta, state, clock, loss_fn)
+        return training_step(self.config, self._rule, self._layout(), theta, state, clock, loss_fn)
+
+    @property
+    def _rule(self) -> InnerRule:
+        return self.config.learned if self.rule is None else self.rule
 
     def _layout(self) -> list[InnerLeaf]:
         layers = zip(self.widths[:-1], self.widths[1:], strict=True)

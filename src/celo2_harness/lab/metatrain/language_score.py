@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from celo2_harness import harness
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.metatrain.config import MetaTrainConfig
 from celo2_harness.lab.metatrain.evaluations import Evaluation
 from celo2_harness.lab.tasks import make_language_model
 from celo2_harness.lab.training.loop import init_state, train_step, train_steps
 
-# Which preset a variant's rule is trained for.
+# Which preset a variant's rule is trained for; one in the eigenbasis has its own.
 _PRESETS = {"ortho": "celo2_ortho", "base": "celo2_base", "velo_s": "velo_s"}
 _BATCH = 16
 
@@ -44,9 +45,8 @@ def language_evaluation(
     Raises:
         ValueError: If an option is wrong.
     """
-    if every < 1 or steps < 1:
-        raise ValueError(f"eval_every = {every}, eval_steps = {steps}: expected at least 1")
-    preset = _PRESETS[config.variant]
+    check_range(1, eval_every=every, eval_steps=steps)
+    preset = "celo2" if config.eigenbasis else _PRESETS[config.variant]
     learning_rates = tuple(learning_rates) or (float(harness.presets()[preset].learning_rate),)
     if min(learning_rates) <= 0:
         raise ValueError(f"eval_learning_rates = {learning_rates}: expected numbers above 0")

@@ -16,10 +16,10 @@ AnyWeights = Weights | VeloWeights
 
 
 class InnerLeaf(NamedTuple):
-    """How a rule may treat a parameter of an inner network.
+    """The ways in which a rule may treat a parameter of an inner network.
 
     Attributes:
-        view: How the leaf is seen as a matrix or a vector.
+        view: The matrix or vector that the leaf is seen as.
         hidden: Whether the leaf is a hidden matrix, which the learned rule has in every variant.
     """
 
@@ -28,13 +28,13 @@ class InnerLeaf(NamedTuple):
 
 
 class InnerStep(NamedTuple):
-    """What a rule may look at in a step of an unroll, beside the parameters and its own state.
+    """The inputs of a rule in a step of an unroll, beside the parameters and its own state.
 
     Attributes:
-        layout: How each parameter may be treated.
+        layout: The ways in which each parameter may be treated.
         gradients: The gradient of each parameter.
         loss: The training loss before the step.
-        clock: Where the unroll stands.
+        clock: The step at which the unroll is.
         step_size: The step size of now.
     """
 
@@ -46,12 +46,8 @@ class InnerStep(NamedTuple):
 
 
 @runtime_checkable
-class LearnedRule(Protocol):
-    """A kind of rule whose numbers theta are learned. Its own settings are fields; all methods are pure functions."""
-
-    def init(self, key: Array) -> Any:
-        """Returns a random theta."""
-        ...
+class InnerRule(Protocol):
+    """A rule that trains inner networks. Its own settings are fields; all methods are pure functions."""
 
     def start(self, layout: Sequence[InnerLeaf], leaves: Sequence[Array]) -> Any:
         """Returns the state of the rule before the first step of an unroll."""
@@ -59,6 +55,15 @@ class LearnedRule(Protocol):
 
     def step(self, theta: Any, leaves: Sequence[Array], state: Any, step: InnerStep) -> tuple[list[Array], Any]:
         """Returns the parameters and the state after a step."""
+        ...
+
+
+@runtime_checkable
+class LearnedRule(InnerRule, Protocol):
+    """A kind of rule whose numbers theta are learned."""
+
+    def init(self, key: Array) -> Any:
+        """Returns a random theta."""
         ...
 
     def weights(self, theta: Any, provenance: Mapping[str, Any]) -> AnyWeights:

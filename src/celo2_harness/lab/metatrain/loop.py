@@ -31,8 +31,8 @@ def metatrain(
 
     Args:
         config: The recipe.
-        data: What the tasks sample from.
-        state: Where to start; its arrays are given away.
+        data: The data that the tasks sample from.
+        state: The state to start from; its arrays are given away.
         log_every: The number of iterations that a line of metrics is the mean of.
         mesh: The devices that the tasks are spread over, from `task_mesh`. Their number changes the rounding of the
             result and nothing else.

@@ -43,7 +43,7 @@ class MetaTrainState(NamedTuple):
 
 
 class MetaTrainMetrics(NamedTuple):
-    """What is known after an outer iteration.
+    """Metrics of an outer iteration.
 
     Attributes:
         tasks: The meta-losses, and how many tasks restarted.

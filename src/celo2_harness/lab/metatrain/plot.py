@@ -17,7 +17,7 @@ def plot_meta_loss(lines: Sequence[Mapping[str, Any]], path: Path, title: str) -
 
     Args:
         lines: The lines of a metrics file, of which those of kind "progress" are drawn.
-        path: Where the PNG goes.
+        path: The PNG file.
         title: The heading.
     """
     figure, axes = new_axes(title, "outer iteration", "meta-loss (nats)")

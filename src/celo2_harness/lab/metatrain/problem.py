@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Clock(NamedTuple):
-    """Where an unroll stands; an antithetic pair shares it.
+    """The position of an unroll in its course; an antithetic pair shares it.
 
     Attributes:
         step: The number of steps done.
@@ -51,7 +51,7 @@ class TaskGroup(NamedTuple):
     """Tasks of one inner problem, hence of equal shapes: they run as one vectorised program.
 
     Attributes:
-        problem: What they train.
+        problem: The inner problem that they train.
         tasks: A number per task, its own in all groups; its randomness depends on it, and on no other task.
         sets: The data set of each task.
         part: The name of the part of the data that the problem samples from; None for all of it.

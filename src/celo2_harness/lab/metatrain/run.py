@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from celo2_harness.lab.metatrain.card import write_weights
@@ -16,6 +14,8 @@ from celo2_harness.lab.metatrain.evaluations import WEIGHTS_FILE, Evaluation, wi
 from celo2_harness.lab.metatrain.learned import AnyWeights
 from celo2_harness.lab.metatrain.loop import metatrain
 from celo2_harness.lab.metatrain.outer import MetaTrainState, init_metatrain
+from celo2_harness.lab.metatrain.references import with_references
+from celo2_harness.lab.metatrain.starts import starting_theta
 from celo2_harness.lab.training.folder import Progress, RunFolder, open_run
 from celo2_harness.lab.training.provenance import provenance
 
@@ -43,14 +43,14 @@ def run_metatrain(
         data: The data, from `load_data`.
         folder: The run folder: `metrics.jsonl`, `checkpoints/`, and at the end `weights.celo2` with its card
             `weights.md`; with `evaluation` also `snapshots/`.
-        start_from: The weights to begin with (see `load_weights`); by default random numbers. A run that goes on does
-            not read them again.
+        start_from: The weights to begin with, or a rule made by hand (see `starting_theta`); by default random numbers.
+            A run that goes on does not read them again.
         resume: Whether to go on from the newest checkpoint of the folder, to the bits of a run that was never stopped.
         checkpoint_every: The number of iterations between checkpoints.
         log_every: The number of iterations between lines of metrics.
         mesh: The devices that the tasks are spread over, from `task_mesh`; their number divides that of the tasks.
-        evaluation: How thetas are scored along the way.
-        options: What the caller wants to find again with `read_header`. It is never compared.
+        evaluation: The evaluation that scores thetas along the way.
+        options: Facts that `read_header` finds again. They are never compared.
         should_stop: Asked after every iteration; once it says yes, a checkpoint is saved and the run returns.
         on_start: Called with the iteration that the run starts from.
         on_progress: Called after every iteration and every evaluation.
@@ -76,8 +76,7 @@ def run_metatrain(
             return learned.load(folder / WEIGHTS_FILE)
         state = init_metatrain(config, len(data.sets))
         if not run.saved_steps():
-            if start_from is not None:
-                state = state._replace(theta=jax.tree.map(jnp.asarray, learned.load(start_from).theta))
+            state = prepared(config, data, state, start_from)
             # First of all, so that the run can always be resumed without the file that it came from.
             run.save(0, state)
         start, state = run.begin(state)
@@ -112,8 +111,17 @@ def run_metatrain(
         return weights
 
 
+def prepared(
+    config: MetaTrainConfig, data: MetaTrainData, state: MetaTrainState, start_from: str | None
+) -> MetaTrainState:
+    """Returns the state before the first iteration with the theta to start from and with the reference losses."""
+    if start_from is not None:
+        state = state._replace(theta=starting_theta(config, state.theta, start_from))
+    return with_references(config, state, data.inner)
+
+
 def _facts(run: RunFolder, state: MetaTrainState) -> dict[str, Any]:
-    """What the weights of a state say of where they come from."""
+    """Returns what the weights of a state say of where they come from."""
     settings = {name: value for name, value in run.header["settings"].items() if name != "evaluation"}
     lines = {kind: [line for line in run.lines if line["kind"] == kind] for kind in ("progress", "digest")}
     digests = [{"iteration": line["step"], "sha256": line["theta_sha256"]} for line in lines["digest"]]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from celo2_harness.lab.metatrain.config import MetaTrainConfig
-from celo2_harness.lab.metatrain.learned import InnerLeaf
+from celo2_harness.lab.metatrain.learned import InnerLeaf, InnerRule
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.lab.metatrain.unroll import Unroll, kernel_view, new_unroll, training_step
 from celo2_harness.rule import default_view
@@ -146,10 +146,12 @@ class TextProblem:
     Attributes:
         config: The recipe.
         model: The size of the network.
+        rule: What trains the network, if not the recipe's rule.
     """
 
     config: MetaTrainConfig
     model: TinyGPTConfig = TinyGPTConfig()
+    rule: InnerRule | None = None
 
     @property
     def loss_bound(self) -> float:
@@ -158,7 +160,7 @@ class TextProblem:
 
     def fresh(self, key: Array) -> Unroll:
         """Returns a new task: initial parameters, zero state, alpha and step size."""
-        return new_unroll(self.config, self._layout(), lambda k: init_tiny_gpt(self.model, k), key)
+        return new_unroll(self.config, self._rule, self._layout(), lambda k: init_tiny_gpt(self.model, k), key)
 
     def sample(self, data: UInt8[Array, " bytes"], which: Int[Array, ""], key: Array) -> Int[Array, " batch"]:
         """Draws where the windows of a batch start, with replacement; there is one text."""
@@ -171,7 +173,11 @@ class TextProblem:
         """Returns the unroll after a training step, and the training loss before it."""
         windows = data[batch[:, None] + jnp.arange(self.model.context + 1)]
         loss_fn = lambda params: jnp.mean(tiny_gpt_losses(self.model, params, windows))
-        return training_step(self.config, self._layout(), theta, state, clock, loss_fn)
+        return training_step(self.config, self._rule, self._layout(), theta, state, clock, loss_fn)
+
+    @property
+    def _rule(self) -> InnerRule:
+        return self.config.learned if self.rule is None else self.rule
 
     def _layout(self) -> list[InnerLeaf]:
         shapes: Any = jax.eval_shape(lambda: init_tiny_gpt(self.model, jax.random.key(0)))

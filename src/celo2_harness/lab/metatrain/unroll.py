@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from celo2_harness.lab.metatrain.config import MetaTrainConfig
-from celo2_harness.lab.metatrain.learned import InnerLeaf, InnerStep
+from celo2_harness.lab.metatrain.learned import InnerLeaf, InnerRule, InnerStep
 from celo2_harness.lab.metatrain.problem import Clock
 from celo2_harness.rule import MatrixView
 from celo2_harness.schedules import SCHEDULES
@@ -48,13 +48,14 @@ def kernel_view(shape: tuple[int, ...]) -> MatrixView:
 
 
 def new_unroll(
-    config: MetaTrainConfig, layout: Sequence[InnerLeaf], init: Callable[[Array], Any], key: Array
+    config: MetaTrainConfig, rule: InnerRule, layout: Sequence[InnerLeaf], init: Callable[[Array], Any], key: Array
 ) -> Unroll:
     """Starts a task: initial parameters, zero state, and what is drawn once per task.
 
     Args:
         config: The recipe.
-        layout: How the rule may treat each parameter.
+        rule: The rule that trains the network.
+        layout: The ways in which the rule may treat each parameter.
         init: A function from a key to parameters.
         key: The randomness of the task.
 
@@ -69,7 +70,7 @@ def new_unroll(
     leaves = [leaf * jnp.exp(-log_alpha) for leaf in leaves]
     return Unroll(
         params=treedef.unflatten(leaves),
-        state=config.learned.start(layout, leaves),
+        state=rule.start(layout, leaves),
         alpha=jnp.exp(log_alpha),
         learning_rate=jnp.exp(_uniform(rate_key, *map(math.log, config.inner_learning_rates))),
     )
@@ -77,6 +78,7 @@ def new_unroll(
 
 def training_step(
     config: MetaTrainConfig,
+    rule: InnerRule,
     layout: Sequence[InnerLeaf],
     theta: Any,
     state: Unroll,
@@ -87,10 +89,11 @@ def training_step(
 
     Args:
         config: The recipe.
+        rule: As in `new_unroll`.
         layout: As in `new_unroll`.
         theta: The numbers of the rule.
         state: The unroll before the step.
-        clock: Where the unroll stands.
+        clock: The step at which the unroll is.
         loss_fn: The training loss of the step's batch.
 
     Returns:
@@ -103,9 +106,7 @@ def training_step(
 
     loss, gradients = jax.value_and_grad(scaled_loss)(leaves)
     step_size = state.learning_rate * step_size_factor(config, clock)
-    leaves, rule_state = config.learned.step(
-        theta, leaves, state.state, InnerStep(layout, gradients, loss, clock, step_size)
-    )
+    leaves, rule_state = rule.step(theta, leaves, state.state, InnerStep(layout, gradients, loss, clock, step_size))
     return state._replace(params=treedef.unflatten(leaves), state=rule_state), loss
 
 

@@ -15,7 +15,7 @@ from celo2_harness.rule import MatrixView, init_moments
 from celo2_harness.velo import VELO_S, VeloTheta, VeloWeights, load_velo_weights, save_velo_weights
 from celo2_harness.velo.config import RULE, init_theta
 from celo2_harness.velo.loss import init_losses
-from celo2_harness.velo.step import Memory, velo_step
+from celo2_harness.velo.step import StepState, velo_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +26,16 @@ class VeloLearning:
         """Returns a random theta."""
         return init_theta(VELO_S, key)
 
-    def start(self, layout: Sequence[InnerLeaf], leaves: Sequence[Array]) -> Memory:
+    def start(self, layout: Sequence[InnerLeaf], leaves: Sequence[Array]) -> StepState:
         """Returns zero state. The LSTM's start is learned, hence not known before theta is: see `step`."""
         del leaves
         zeros = jnp.zeros((len(layout), VELO_S.lstm))
         moments = [init_moments(RULE, view) for view in _views(layout)]
-        return Memory(jnp.zeros([], jnp.int32), moments, zeros, zeros, init_losses())
+        return StepState(jnp.zeros([], jnp.int32), moments, zeros, zeros, init_losses())
 
     def step(
-        self, theta: VeloTheta, leaves: Sequence[Array], state: Memory, step: InnerStep
-    ) -> tuple[list[Array], Memory]:
+        self, theta: VeloTheta, leaves: Sequence[Array], state: StepState, step: InnerStep
+    ) -> tuple[list[Array], StepState]:
         """Returns the parameters and the state after a step."""
         start = lambda rows, row: jnp.where(state.count == 0, jnp.broadcast_to(row, rows.shape), rows)
         state = state._replace(hidden=start(state.hidden, theta.hidden), cell=start(state.cell, theta.cell))

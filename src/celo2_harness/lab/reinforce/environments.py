@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 
 
 class Transition(NamedTuple):
-    """What follows the actions, one entry per copy of the game.
+    """The answer of a game to the actions, one entry per copy.
 
     Attributes:
         observations: What is seen now; that of the next episode where one is over.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.reinforce.atari import Atari
 from celo2_harness.lab.reinforce.catch import Catch
 from celo2_harness.lab.reinforce.environments import Environments
@@ -47,6 +48,5 @@ def make_environments(name: str, count: int) -> Environments:
     """
     if name not in ENVIRONMENTS:
         raise ValueError(f"game = {name!r}: expected one of {', '.join(ENVIRONMENTS)}")
-    if count < 1:
-        raise ValueError(f"environments = {count}: expected at least 1")
+    check_range(1, environments=count)
     return ENVIRONMENTS[name].make(count)

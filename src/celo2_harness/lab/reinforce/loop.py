@@ -32,7 +32,7 @@ class Episode(NamedTuple):
 
 
 class PPOUpdate(NamedTuple):
-    """What is known after an update.
+    """The state, losses and episodes after an update.
 
     Attributes:
         state: The state after it; its `step` counts updates. Its arrays are given away to the next update.
@@ -48,7 +48,7 @@ class PPOUpdate(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """What was collected for one update."""
+    """The samples of one update."""
 
     observations: UInt8[Array, "time count height width channels"]
     actions: Int32[Array, "time count"]

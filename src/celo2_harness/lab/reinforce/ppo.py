@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from celo2_harness._types import Params
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.reinforce.actor_critic import ActorCriticConfig, apply_actor_critic
 
 
@@ -42,15 +43,12 @@ class PPOConfig:
     reward_limit: float = 1.0
 
     def __post_init__(self):
-        for name in ("environments", "rollout", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+        counts = ("environments", "rollout", "epochs", "minibatches")
+        check_range(1, **{name: getattr(self, name) for name in counts})
+        check_range(0, 1, discount=self.discount, gae_lambda=self.gae_lambda)
         for name in ("clip", "max_gradient_norm", "reward_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a number above 0")
-        for name in ("discount", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected a number from 0 to 1")
         if self.batch % self.minibatches:
             raise ValueError(
                 f"minibatches = {self.minibatches}: expected a divisor of environments x rollout = {self.batch}"
@@ -98,7 +96,7 @@ class Losses(NamedTuple):
     """The parts of the loss, and what tells how far the policy moved.
 
     Attributes:
-        loss: policy - entropy_coefficient x entropy + value_coefficient x value.
+        loss: The sum policy - entropy_coefficient x entropy + value_coefficient x value.
         policy: The loss of the policy.
         value: The loss of the values, half a mean square.
         entropy: The entropy of the policy, in nats.

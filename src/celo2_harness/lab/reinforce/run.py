@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.reinforce.actor_critic import ActorCriticConfig
 from celo2_harness.lab.reinforce.environments import Environments
 from celo2_harness.lab.reinforce.loop import PPOUpdate, init_agent, train_agent
@@ -22,7 +22,7 @@ LAST_EPISODES = 100
 
 @dataclasses.dataclass(frozen=True)
 class ReinforceConfig:
-    """How long a run is and when it is saved.
+    """The length and the intervals of a run.
 
     Attributes:
         steps: The number of agent steps, over all copies of the game; rounded up to whole updates.
@@ -35,15 +35,12 @@ class ReinforceConfig:
     checkpoint_every: int = 20
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed}: expected a number from 0 to {2**32 - 1}")
+        check_range(1, steps=self.steps, checkpoint_every=self.checkpoint_every)
+        check_range(0, 2**32 - 1, seed=self.seed)
 
 
 class ReinforceResult(NamedTuple):
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         status: "finished", "diverged" (the loss became NaN or infinite), or "interrupted" (saved and stopped).

@@ -270,5 +270,5 @@ def make_spec(
 
 
 def _is_hidden(params: Params) -> Any:
-    """Which leaves decay: those that presets call hidden."""
+    """Returns which leaves decay: those that presets call hidden."""
     return jax.tree.map(lambda found: harness.group_of(found) == "hidden", route(params))

@@ -17,7 +17,7 @@ class Picture(NamedTuple):
     """A picture in a file.
 
     Attributes:
-        title: What the picture shows.
+        title: The title, which says what the picture shows.
         path: The PNG file.
     """
 
@@ -30,7 +30,7 @@ def draw(results: TaskResults, folder: Path) -> list[Picture]:
 
     Args:
         results: The runs.
-        folder: Where the PNG files go; it must be there.
+        folder: The folder of the PNG files, which must exist.
 
     Returns:
         The pictures.

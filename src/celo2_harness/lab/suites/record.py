@@ -32,8 +32,8 @@ class Record:
         name: The optimizer, as tables call it.
         status: "finished", "diverged" (the held-out loss was no finite number, and the run ended there), "failed" (it
             stopped with an error) or "unfinished".
-        settings: What determines its numbers: tables "optimizer", with a "learning_rate", and "run", with "steps" and
-            "seed"; of an agent "environment", with the "game"; and what else the task says.
+        settings: The settings that determine its numbers: tables "optimizer", with a "learning_rate", and "run",
+            with "steps" and "seed"; of an agent "environment", with the "game"; and what else the task says.
         task: The task, as tables call it.
         unit: The unit of the loss, for example "nats per byte".
         selection_seeds: The seeds that chose the best trial of the suite.
@@ -190,7 +190,7 @@ _CURVES = {
 
 
 def _losses(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the metrics of a training run say."""
+    """Returns what the metrics of a training run say."""
 
     def values(measure: str, decimals: int) -> list[tuple[int, float | None]]:
         found = [(line["step"], line[measure]) for line in lines if measure in line]

@@ -59,7 +59,7 @@ def report_sections(records: Sequence[Record], folder: Path | None = None) -> li
 
     Args:
         records: The records.
-        folder: Where pictures go; None for none.
+        folder: The folder of the pictures; None for no pictures.
 
     Returns:
         The sections.
@@ -82,7 +82,7 @@ def write_page(path: Path, sections: Sequence[Section], provenance: Sequence[str
     Args:
         path: The HTML file.
         sections: The sections.
-        provenance: What the runs were made with, in lines.
+        provenance: The lines of `provenance_lines`.
     """
     parts = ["<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><title>celo2 report</title>']
     parts += [f"<style>{_STYLE}</style></head><body>", "<h1>celo2 report</h1>"]

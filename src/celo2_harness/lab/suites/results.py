@@ -18,7 +18,7 @@ _SEARCHED = ("learning_rate", "weight_decay", "total_steps")
 
 @dataclass(frozen=True)
 class Row:
-    """What a table shows of one optimizer, at its best trial.
+    """A row of a table: one optimizer at its best trial.
 
     Attributes:
         name: The optimizer.
@@ -27,7 +27,7 @@ class Row:
         runs: The runs of that trial that are shown.
         trials: The number of pairs of learning rate and weight decay that were tried.
         incomplete: The number of trials that have fewer seeds than others, and therefore cannot be chosen.
-        failures: How many of all its runs ended each way in `FAILURES`.
+        failures: The number of its runs that ended in each of the ways in `FAILURES`.
     """
 
     name: str
@@ -80,7 +80,7 @@ class TaskResults:
     """The runs of one task.
 
     Attributes:
-        title: What to call the task.
+        title: The name of the task in titles.
         records: The runs, each with the label of its row for a name.
         rows: One row for each optimizer, in the order in which they first ran.
     """
@@ -229,7 +229,7 @@ def _task_settings(record: Record) -> dict[str, Any]:
 
 
 def _optimizer(record: Record) -> dict[str, Any]:
-    """What makes the optimizer of a record, but for the search."""
+    """Returns what makes the optimizer of a record, but for the search."""
     settings = record.settings["optimizer"]
     return {"name": record.name} | {name: value for name, value in settings.items() if name not in _SEARCHED}
 

@@ -15,7 +15,7 @@ from celo2_harness.lab.suites.suite import Suite, SuiteOptimizer, SuiteTask
 from celo2_harness.lab.tasks import Task, make_task
 from celo2_harness.lab.training.folder import Progress, holds_run, open_run, prepare_folder, write_errors
 from celo2_harness.lab.training.locks import Claims
-from celo2_harness.lab.training.loop import train_step
+from celo2_harness.lab.training.loop import train_chunk, train_step
 from celo2_harness.lab.training.optimizers import OptimizerSpec
 from celo2_harness.lab.training.provenance import provenance
 from celo2_harness.lab.training.settings import settings_key
@@ -25,7 +25,7 @@ _WAIT_SECONDS = 0.5
 
 
 class SuiteState(NamedTuple):
-    """How far a suite is.
+    """The progress of a suite.
 
     Attributes:
         runs: The number of runs that are done.
@@ -84,7 +84,7 @@ def run_suite(
         folder: The folder. It is made if missing.
         make_task: Makes a task of the suite.
         make_spec: Makes an optimizer of the suite at a learning rate and a weight decay, for a number of steps.
-        only: What to run; the rest is left out. See `grids`.
+        only: A pattern of what to run; see `grids`.
         retry_failed: Whether to do runs again that are in the folder and failed.
         should_stop: Asked after every step; once it says yes, the current run is saved, if it can be, and given up.
         on_state: Called before every run, and while waiting for other processes.
@@ -135,7 +135,8 @@ def run_suite(
                         continue
                     # Compiled programs are kept as long as their optimizers: without this, one for every trial.
                     if before not in (None, run.trial):
-                        train_step.clear_cache()  # type: ignore[attr-defined]
+                        for program in (train_step, train_chunk):
+                            program.clear_cache()  # type: ignore[attr-defined]
                     before = run.trial
                     on_start(run)
                     record = _record(suite, run, work, _place(folder, work), should_stop, on_progress)

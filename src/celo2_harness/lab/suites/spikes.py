@@ -47,13 +47,3 @@ def peaks(training: Sequence[Sequence[Any]], training_peak: Sequence[Sequence[An
             continue
         level = mean if level is None else decay * level + (1 - decay) * min(mean, SPIKE_FACTOR * level)
     return found
-
-
-def spikes(training: Sequence[Sequence[Any]], training_peak: Sequence[Sequence[Any]]) -> list[Peak]:
-    """Returns the peaks that are above `SPIKE_FACTOR` times the running level; see `peaks`.
-
-    Example:
-        >>> spikes([[10, 2.0], [20, 2.0], [30, 1.0]], [[10, 5.0], [20, 3.0], [30, 3.5]])
-        [Peak(step=30, ratio=1.75)]
-    """
-    return [peak for peak in peaks(training, training_peak) if peak.ratio > SPIKE_FACTOR]

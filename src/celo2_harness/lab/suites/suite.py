@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.errors import InputError, check_range
 from celo2_harness.lab.tasks import TASKS, find_task
 from celo2_harness.lab.training.optimizers import AverageTail
 from celo2_harness.lab.training.reading import read
@@ -26,7 +26,7 @@ class SuiteTask:
         name: The kind of task, one of `TASKS` or of an installed package.
         steps: The number of training steps.
         size: The size of that kind; by default its first.
-        label: What tables call the task; by default name and size.
+        label: The name of the task in tables; by default name and size.
         eval_every: The number of steps between evaluations; by default a twentieth of the run.
         batch: The number of examples per step; by default that of the kind.
         data: A file or folder, relative to the suite; None for data that need no file.
@@ -49,7 +49,7 @@ class SuiteTask:
             raise InputError(f"size = {self.size!r}: {self.name} comes as {', '.join(kind.sizes)}")
         _fill(self, "label", f"{self.name} {self.size}")
         _fill(self, "eval_every", max(1, self.steps // 20))
-        _check_at_least(1, steps=self.steps, eval_every=self.eval_every)
+        check_range(1, steps=self.steps, eval_every=self.eval_every)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class SuiteOptimizer:
         preset: The name of a preset.
         optax: A row of `OPTIMIZERS`.
         make: An import path `module:function`.
-        label: What tables call it; by default its name.
+        label: Its name in tables; by default `name`.
         learning_rates: The peak learning rates; by default those of the search.
         weight_decays: The weight decays; by default those of the search.
         weights: The weights of a preset's learned rule: a name, a file relative to the suite, or hf://owner/repo.
@@ -136,13 +136,13 @@ class SuiteOptimizer:
 
 @dataclass(frozen=True)
 class Suite:
-    """What an evaluation runs.
+    """The tasks, optimizers and search of an evaluation.
 
     Attributes:
         name: The name of the suite.
-        tasks: What is trained.
+        tasks: The tasks that are trained.
         search: The search that every optimizer gets.
-        optimizers: What is compared.
+        optimizers: The optimizers that are compared.
         description: One line.
         baseline: The optimizer that others are timed to; by default the one called adamw.
         reference: The optimizer that differences are taken to; by default the one called muon.
@@ -169,7 +169,7 @@ class Suite:
             for o in self.optimizers
         )
         object.__setattr__(self, "optimizers", optimizers)
-        _check_at_least(0, warmup=self.warmup, checkpoint_every=self.checkpoint_every)
+        check_range(0, warmup=self.warmup, checkpoint_every=self.checkpoint_every)
         for name in ("tasks", "optimizers"):
             labels = [thing.label for thing in getattr(self, name)]
             if not labels:
@@ -254,12 +254,6 @@ def _fill(record: Any, name: str, default: Any) -> None:
     """Gives a field that was left empty its default, which depends on other fields."""
     if not getattr(record, name):
         object.__setattr__(record, name, default)
-
-
-def _check_at_least(least: int, **values: float | int) -> None:
-    for name, value in values.items():
-        if not least <= value < 2**31:
-            raise InputError(f"{name} = {value}: expected at least {least}")
 
 
 def _check_trials(learning_rates: Sequence[float], weight_decays: Sequence[float]) -> None:

@@ -21,7 +21,7 @@ class Table(NamedTuple):
     """A table.
 
     Attributes:
-        title: What the table shows.
+        title: The title, which says what the table shows.
         headings: The headings of the columns.
         rows: The cells.
         notes: The sentences under it.

@@ -68,6 +68,29 @@ TOKEN_MODELS = {
 }
 
 
+def flops_per_token(config: GPTConfig) -> float:
+    """Returns the floating-point operations that training takes per token, forward and backward.
+
+    6 N + 12 L W T with N the parameters of all matrices that multiply activations (the output layer too), L blocks of
+    width W and windows of T tokens. What is computed again to save memory does not count.
+
+    Args:
+        config: The size of the model.
+
+    Returns:
+        The operations per token.
+
+    References:
+        PaLM, arXiv 2204.02311, appendix B.
+
+    Example:
+        >>> round(flops_per_token(TOKEN_MODELS["gpt2-124m"]) / 1e6)
+        855
+    """
+    matrices = 12 * config.layers * config.width**2 + config.vocabulary * config.width
+    return 6.0 * matrices + 12.0 * config.layers * config.width * config.context
+
+
 class GPT(nnx.Module):
     """A GPT.
 

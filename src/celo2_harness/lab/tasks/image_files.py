@@ -151,7 +151,7 @@ def check_labels(
     """Returns labels as uint8.
 
     Args:
-        labels: What a source gave.
+        labels: The labels of a source.
         count: The number of images that they belong to.
         where: File and array, for the message.
         classes: The number of classes that there may be.

@@ -173,7 +173,7 @@ class ViT(nnx.Module):
 
     Args:
         config: The size.
-        form: What the images look like.
+        form: The format of the images.
         rngs: The source of the initial values; only the `params` stream is used.
     """
 

@@ -108,7 +108,7 @@ def prepare_image_sets(
 
     Args:
         source: As for `find_sets`.
-        folder: Where the files go; made where missing. Files of the same name are replaced.
+        folder: The folder of the files; made where missing. Files of the same name are replaced.
         on_file: Called after each file with its path and the number of images in each part.
 
     Returns:

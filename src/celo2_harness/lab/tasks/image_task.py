@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 from celo2_harness._types import Params
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.tasks.image_models import IMAGE_MODELS, ImageModel
 from celo2_harness.lab.tasks.images import (
     FORMATS,
@@ -26,7 +27,7 @@ from celo2_harness.lab.tasks.images import (
 
 
 class Objective(NamedTuple):
-    """What a model on images is asked for.
+    """The loss of a model on images, and its unit.
 
     Attributes:
         loss: (logits, images as stored, labels) -> the mean loss.
@@ -81,8 +82,7 @@ class ImageTask:
     objective: str = "classification"
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch = {self.batch_size}: expected at least 1")
+        check_range(1, batch=self.batch_size)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective = {self.objective!r}: expected one of {', '.join(OBJECTIVES)}")
 

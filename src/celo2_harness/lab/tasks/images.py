@@ -41,7 +41,7 @@ class ImageBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What the images of a task look like.
+    """The size, colours and classes of images.
 
     Attributes:
         height: The number of rows of pixels.
@@ -137,7 +137,7 @@ def load_images(source: Path | None, form: ImageFormat) -> ImageArrays:
         source: None for the 8x8 digits of scikit-learn (the `data` extra); a folder with the IDX files of one set; or
             an npz file with uint8 `train_images` (N, height, width) or (N, height, width, channels), `train_labels`
             (N,) and, if it has them, `test_images` and `test_labels`.
-        form: What the task needs.
+        form: The format that the task needs.
 
     Returns:
         The images.

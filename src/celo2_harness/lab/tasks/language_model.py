@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float32, Integer
 
 from celo2_harness._types import Params
-from celo2_harness.lab.tasks.gpt import MODELS, TOKEN_MODELS, GPTConfig, gpt_loss, init_gpt
+from celo2_harness.lab.errors import check_range
+from celo2_harness.lab.tasks.gpt import MODELS, TOKEN_MODELS, GPTConfig, flops_per_token, gpt_loss, init_gpt
 from celo2_harness.lab.tasks.text import default_text, read_text
 from celo2_harness.lab.tasks.tokens import open_tokens
 
@@ -65,13 +66,17 @@ class LanguageModel:
     batch_size: int
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch = {self.batch_size}: expected at least 1")
+        check_range(1, batch=self.batch_size)
 
     @property
     def tokens_per_batch(self) -> int:
         """The number of bytes or tokens that a batch predicts."""
         return self.batch_size * self.config.context
+
+    @property
+    def flops_per_batch(self) -> float:
+        """The floating-point operations of the model in a training step; see `flops_per_token`."""
+        return self.tokens_per_batch * flops_per_token(self.config)
 
     @property
     def unit(self) -> str:

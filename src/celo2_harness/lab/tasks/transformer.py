@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from celo2_harness.lab.errors import check_range
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -40,9 +42,7 @@ def check_transformer(config: Any, *sizes: str) -> None:
     Raises:
         ValueError: If a size is below 1, the heads do not divide the width, or a number format is unknown.
     """
-    for name in ("width", "layers", "heads", *sizes):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} = {getattr(config, name)}: expected at least 1")
+    check_range(1, **{name: getattr(config, name) for name in ("width", "layers", "heads", *sizes)})
     if config.width % config.heads:
         raise ValueError(f"heads = {config.heads}: expected a divisor of the width {config.width}")
     for name in ("dtype", "param_dtype"):
@@ -94,6 +94,21 @@ def embedding(count: int, config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Embe
     )
 
 
+def attention_implementation(dtype: Any, head: int, time: int) -> Literal["xla", "cudnn"]:
+    """Returns how attention is computed: by cuDNN without the matrix of scores where it can be, or by XLA.
+
+    Args:
+        dtype: The dtype of queries, keys and values.
+        head: The channels of a head.
+        time: The length of a window.
+    """
+    if jax.default_backend() != "gpu" or dtype != jnp.bfloat16 or head % 8 or head > 128 or time % 2:
+        return "xla"
+    # Of other makers there is no such number.
+    capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
+    return "cudnn" if capability.replace(".", "", 1).isdecimal() and float(capability) >= 8.0 else "xla"
+
+
 class Attention(nnx.Module):
     """Self-attention with queries, keys and values from one matrix; causal, each position sees those before it."""
 
@@ -106,7 +121,8 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         batch, time, width = x.shape
         query, key, value = jnp.split(self.qkv(x).reshape(batch, time, 3 * self.heads, -1), 3, axis=2)
-        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        implementation = attention_implementation(query.dtype, query.shape[-1], time)
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal, implementation=implementation)
         return self.projection(mixed.reshape(batch, time, width))
 
 

@@ -28,7 +28,7 @@ def write_checkpoint(path: Path, tree: Any, facts: Mapping[str, Any]) -> None:
     Args:
         path: The file. Its folder must exist.
         tree: The arrays, on one process. Arrays that are split over a mesh of devices are put together.
-        facts: What else the file says, as JSON can hold it.
+        facts: Further facts that the file states, as JSON can hold them.
 
     Raises:
         OSError: If the file cannot be written. A file that was there before is unchanged then.
@@ -87,7 +87,7 @@ def fit_to(template: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
         template: A tree with the structure, shapes and dtypes that are expected. The result lies on devices as its
             leaves do; its values are not used, so that shapes alone will do.
         arrays: The arrays, from `read_checkpoint`.
-        where: Where they come from, for the message.
+        where: The name of their source, for the message.
 
     Returns:
         A tree like the template.

@@ -17,8 +17,8 @@ class Display:
     One display is for one run, or for several runs whose steps are counted together.
 
     Args:
-        unit: What is counted, for the speed: so many steps of this kind are shown per second.
-        per_step: How many of them a step is.
+        unit: The unit of the speed, which is shown as so many of them per second.
+        per_step: The number of units that a step takes.
     """
 
     def __init__(self, unit: str = "steps", per_step: int = 1):

@@ -40,12 +40,12 @@ Status = Literal["finished", "diverged", "interrupted"]
 
 
 class Progress(NamedTuple):
-    """What a run of any kind says after a step.
+    """The report of a run of any kind after a step.
 
     Attributes:
         step: The number of steps taken. The same unit counts in metrics and checkpoints.
         state: A tree of arrays, which a checkpoint holds. It may be given away to the next step.
-        lines: What is to be written down: measures by name, with a "kind" other than "progress" and a "step" other
+        lines: The lines to write down: measures by name, with a "kind" other than "progress" and a "step" other
             than this one where they apply. Often there is nothing.
         diverged: Whether the run ends here, because a loss is not a finite number.
         text: Says how the run does, for the display. It is called only where that is shown, since it may have to wait
@@ -69,9 +69,9 @@ def open_run(
 
     Args:
         path: The folder. It is made if missing; a folder that holds a run is refused unless `resume`.
-        settings: What determines the numbers of the run, as JSON can hold it. A run with other settings is not
-            resumed.
-        options: What the caller wants to find again with `read_header`. It is written down, never compared.
+        settings: The settings that determine the numbers of the run, as JSON can hold them. A run with other
+            settings is not resumed.
+        options: Facts that `read_header` finds again. They are written down, never compared.
         resume: Whether to continue the run in the folder.
 
     Yields:
@@ -185,7 +185,7 @@ class RunFolder:
             How the run ended.
         """
         for now in progress:
-            self.step = now.step
+            before, self.step = self.step, now.step
             for line in now.lines:
                 self.write(**{"step": now.step, **line})
             on_progress(now)
@@ -194,7 +194,8 @@ class RunFolder:
                 return "diverged"
             last = now.step >= steps
             stop = not last and should_stop()
-            if checkpoint_every and (last or stop or (now.step > 0 and now.step % checkpoint_every == 0)):
+            # A step here may be several: it is enough to have passed a multiple.
+            if checkpoint_every and (last or stop or now.step // checkpoint_every > before // checkpoint_every):
                 self.save(now.step, now.state)
             if stop:
                 return "interrupted"

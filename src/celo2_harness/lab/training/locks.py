@@ -104,7 +104,7 @@ class Claims:
 
 
 def _locked(file: IO, *, wait: bool) -> bool:
-    """Whether the file could be locked; the lock ends when the file is closed."""
+    """Returns whether the file could be locked; the lock ends when the file is closed."""
     if fcntl is None:
         return True
     try:

@@ -13,7 +13,7 @@ import optax
 
 from celo2_harness import harness
 from celo2_harness.blocks import average_tail, averaged_params
-from celo2_harness.lab.errors import InputError, input_errors
+from celo2_harness.lab.errors import InputError, check_range, input_errors
 from celo2_harness.presets import find_preset, preset_weights
 
 
@@ -21,11 +21,11 @@ class OptimizerSpec(NamedTuple):
     """An optimizer at a learning rate, ready to train with.
 
     Attributes:
-        name: What tables call it.
+        name: The name in tables.
         tx: The optimizer.
         schedule: The learning rate at a step: what the optimizer was given, to be written down.
-        settings: What determines the optimizer, as JSON can hold it. Runs are told apart by it. It holds a
-            "learning_rate", the peak.
+        settings: The settings that determine the optimizer, as JSON can hold them. Runs are told apart by them. They
+            hold a "learning_rate", the peak.
         eval_params: From the optimizer's state and the parameters to those that are evaluated, as `averaged_params`;
             None for the parameters themselves.
     """
@@ -60,8 +60,8 @@ def preset_spec(
         schedule: The name of the schedule.
         warmup: The warm-up of the schedule.
         weights: The weights of the learned rule, as `harness.build` takes them.
-        name: What tables call it; by default the preset.
-        sharding: How parameters lie on a mesh of devices. It changes no setting, since numbers stay the same.
+        name: The name in tables; by default the preset.
+        sharding: The mesh of devices that parameters lie on. It changes no setting, since numbers stay the same.
         **options: Further arguments of `harness.build`.
 
     Returns:
@@ -108,9 +108,7 @@ class AverageTail:
     weight: float = 0.6
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise InputError(f"{name} = {value}: expected a number from 0 to 1")
+        check_range(0, 1, **vars(self))
 
 
 def with_average_tail(spec: OptimizerSpec, total_steps: int, average: AverageTail = AverageTail()) -> OptimizerSpec:
@@ -119,13 +117,13 @@ def with_average_tail(spec: OptimizerSpec, total_steps: int, average: AverageTai
     Args:
         spec: The optimizer.
         total_steps: The length of the run.
-        average: What is averaged.
+        average: The settings of the average.
 
     Returns:
         The optimizer with `average_tail` as its last link. The steps are the same; the settings say what is evaluated.
 
     Raises:
-        InputError: It is evaluated at an average of its own.
+        InputError: If it is evaluated at an average of its own.
 
     Example:
         >>> spec = with_average_tail(preset_spec("adamw", total_steps=100), 100, AverageTail(start=0.5))

@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from celo2_harness.lab.errors import InputError
 
@@ -25,7 +25,7 @@ def read(kind: type[T], value: Any, where: str = "") -> T:
         kind: The dataclass. Its fields may be text, bool, int, float, Path, Literal, tuple, Mapping, Any, another
             dataclass, or one of several of these.
         value: The table.
-        where: Where it stands, for messages.
+        where: The place of the table, for messages.
 
     Returns:
         The dataclass.
@@ -44,133 +44,69 @@ def read(kind: type[T], value: Any, where: str = "") -> T:
         ...
         celo2_harness.lab.errors.InputError: search.learning_rates[0] = 'high': expected a number
     """
-    try:
-        return _reader(kind)(value)
-    except _Misfit as misfit:
-        path = "".join(reversed(misfit.path)).lstrip(".")
-        name = ": ".join(filter(None, [where, path])) if " " in where else ".".join(filter(None, [where, path]))
-        raise InputError(f"{name}{misfit.reason}".removeprefix(": ").replace(".[", "[")) from None
+    return _read(kind, value, where, where + (": " if " " in where else ".") if where else "")
 
 
-class _Misfit(Exception):
-    """A value that is not what was expected; the path to it is gathered on the way out."""
-
-    def __init__(self, reason: str, *path: str):
-        self.reason, self.path = reason, list(path)
-
-
-def _expected(value: Any, what: str) -> _Misfit:
-    text = repr(value)
-    return _Misfit(f" = {text if len(text) <= 80 else text[:77] + '...'}: expected {what}")
+def _read(hint: Any, value: Any, where: str, inside: str) -> Any:
+    """Reads the value at a place; the names of its keys go behind `inside` in messages."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or (value is None and NoneType in arguments):
+        return value
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _read_table(hint, value, where, inside)  # type: ignore[arg-type]
+    if kind in (Union, UnionType):
+        *others, last = (argument for argument in arguments if argument is not NoneType)
+        for other in others:
+            try:
+                return _read(other, value, where, inside)
+            except InputError:
+                continue
+        return _read(last, value, where, inside)
+    if kind is tuple and isinstance(value, list | tuple):
+        hints = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(hints) == len(value):
+            items = enumerate(zip(hints, value, strict=True))
+            return tuple(_read(of, item, f"{where}[{i}]", f"{where}[{i}].") for i, (of, item) in items)
+    if kind is tuple:
+        fits, expected = False, "a list" if arguments[-1] is ... else f"a list of {len(arguments)}"
+    elif kind is Literal:
+        fits, expected = value in arguments, "one of " + ", ".join(map(str, arguments))
+    elif kind is not None:
+        fits, expected = isinstance(value, Mapping), "a table"
+    else:
+        # The bound keeps out whole numbers that no float can hold.
+        if hint is float and isinstance(value, int) and abs(value) <= sys.float_info.max:
+            value = value if isinstance(value, bool) else float(value)
+        elif hint is Path and isinstance(value, str):
+            value = Path(value)
+        fits, expected = isinstance(value, hint) and isinstance(value, bool) == (hint is bool), _SCALARS[hint]
+    if not fits:
+        _refuse(value, where, expected)
+    return value
 
 
 @functools.cache
-def _reader(hint: Any) -> Callable[[Any], Any]:
-    arguments = get_args(hint)
-    if hint is Any:
-        return lambda value: value
-    if dataclasses.is_dataclass(hint):
-        return _table_reader(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return _union_reader(arguments)
-    if get_origin(hint) is Literal:
-        return _scalar_reader(lambda value: value in arguments, "one of " + ", ".join(map(str, arguments)))
-    if get_origin(hint) is tuple:
-        return _tuple_reader(arguments)
-    if get_origin(hint) in (Mapping, dict):
-        return _scalar_reader(lambda value: isinstance(value, Mapping), "a table")
-    if hint is type(None):
-        return _scalar_reader(lambda value: value is None, "nothing")
-    if hint is float:
-        # The bound keeps out whole numbers that no float can hold.
-        return _scalar_reader(
-            lambda value: isinstance(value, float) or (_is_whole(value) and abs(value) <= sys.float_info.max),
-            "a number",
-            float,
-        )
-    if hint is int:
-        return _scalar_reader(_is_whole, "a whole number")
-    if hint is Path:
-        return _scalar_reader(lambda value: isinstance(value, str | Path), "a path", Path)
-    return _scalar_reader(lambda value: isinstance(value, hint), _SCALARS[hint])
+def _fields(kind: Any) -> tuple[Mapping[str, dataclasses.Field], Mapping[str, Any]]:
+    return {field.name: field for field in dataclasses.fields(kind) if field.init}, get_type_hints(kind)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _read_table(kind: Any, value: Any, where: str, inside: str) -> Any:
+    if not isinstance(value, Mapping):
+        _refuse(value, where, "a table")
+    fields, hints = _fields(kind)
+    missing = dataclasses.MISSING
+    needed = [name for name, field in fields.items() if field.default is field.default_factory is missing]
+    if unknown := [name for name in value if name not in fields]:
+        raise InputError(f"{inside}{unknown[0]}: there is no such key; expected some of {', '.join(fields)}")
+    found = {name: _read(hints[name], item, inside + name, f"{inside}{name}.") for name, item in value.items()}
+    if absent := [name for name in needed if name not in found]:
+        raise InputError(f"{inside}{absent[0]} is missing")
+    try:
+        return kind(**found)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
 
 
-def _scalar_reader(
-    fits: Callable[[Any], bool], what: str, convert: Callable[[Any], Any] = lambda value: value
-) -> Callable[[Any], Any]:
-    def read_scalar(value: Any) -> Any:
-        if not fits(value):
-            raise _expected(value, what)
-        return convert(value)
-
-    return read_scalar
-
-
-def _union_reader(hints: tuple[Any, ...]) -> Callable[[Any], Any]:
-    readers = [_reader(hint) for hint in hints if hint is not type(None)]
-    optional = len(readers) < len(hints)
-
-    def read_union(value: Any) -> Any:
-        if value is None and optional:
-            return None
-        for reader in readers[:-1]:
-            try:
-                return reader(value)
-            except _Misfit:
-                continue
-        return readers[-1](value)
-
-    return read_union
-
-
-def _tuple_reader(hints: tuple[Any, ...]) -> Callable[[Any], Any]:
-    length = None if hints[-1] is ... else len(hints)
-    readers = [_reader(hint) for hint in hints if hint is not ...]
-
-    def read_tuple(value: Any) -> Any:
-        if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
-            raise _expected(value, "a list" if length is None else f"a list of {length}")
-        index = 0
-        try:
-            items = []
-            for index, item in enumerate(value):
-                items.append(readers[index if length else 0](item))
-            return tuple(items)
-        except _Misfit as misfit:
-            misfit.path.append(f"[{index}]")
-            raise
-
-    return read_tuple
-
-
-def _table_reader(kind: Any) -> Callable[[Any], Any]:
-    readers = {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-
-    def read_table(value: Any) -> Any:
-        if isinstance(value, kind):
-            return value
-        if not isinstance(value, Mapping):
-            raise _expected(value, "a table")
-        found = {}
-        for name, item in value.items():
-            if name not in fields:
-                raise _Misfit(f": there is no such key; expected some of {', '.join(fields)}", f".{name}")
-            try:
-                found[name] = readers[name](item)
-            except _Misfit as misfit:
-                misfit.path.append(f".{name}")
-                raise
-        for name, field in fields.items():
-            if name not in found and field.default is field.default_factory is dataclasses.MISSING:
-                raise _Misfit(" is missing", f".{name}")
-        try:
-            return kind(**found)
-        except ValueError as error:
-            raise _Misfit(f": {error}") from None
-
-    return read_table
+def _refuse(value: Any, where: str, expected: str) -> NoReturn:
+    text = repr(value)
+    raise InputError(f"{where} = {text if len(text) <= 80 else text[:77] + '...'}: expected {expected}")

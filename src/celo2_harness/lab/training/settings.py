@@ -46,7 +46,7 @@ def refuse_difference(where: str, there: Mapping[str, Any], here: Mapping[str, A
     """Refuses to continue a run with other settings.
 
     Args:
-        where: What holds the saved settings, for the message.
+        where: The name of what holds the saved settings, for the message.
         there: The saved settings.
         here: The settings of now.
 

@@ -34,6 +34,11 @@ class ShardedTask:
         return self.task.tokens_per_batch
 
     @property
+    def flops_per_batch(self) -> float | None:
+        """The floating-point operations of the model in a step, over all devices together."""
+        return getattr(self.task, "flops_per_batch", None)
+
+    @property
     def unit(self) -> str:
         """The unit of the loss, for example "nats per byte"."""
         return self.task.unit

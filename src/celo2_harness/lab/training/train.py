@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from celo2_harness._trees import tree_bytes
-from celo2_harness.lab.errors import InputError
+from celo2_harness.lab.errors import check_range
 from celo2_harness.lab.tasks import Task
 from celo2_harness.lab.training.figures import plot_run
 from celo2_harness.lab.training.folder import Progress, RunFolder, Status, open_run
-from celo2_harness.lab.training.loop import TrainState, init_state, train_steps
+from celo2_harness.lab.training.loop import TrainState, init_state, steps_per_call, train_steps
 from celo2_harness.lab.training.optimizers import OptimizerSpec
+from celo2_harness.lab.training.peak import share_of_peak
 from celo2_harness.lab.training.sharded import ShardedTask
 
 CURVE = "curve.png"
@@ -27,7 +28,7 @@ CURVE = "curve.png"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long a training run is, and when it writes down what.
+    """The length and the intervals of a training run.
 
     Attributes:
         steps: The number of training steps.
@@ -44,17 +45,13 @@ class TrainConfig:
     checkpoint_every: int = 100
 
     def __post_init__(self):
-        for name in ("steps", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if self.checkpoint_every < 0:
-            raise InputError(f"checkpoint_every = {self.checkpoint_every}: expected at least 0")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed}: expected a number from 0 to {2**32 - 1}")
+        check_range(1, steps=self.steps, eval_every=self.eval_every, log_every=self.log_every)
+        check_range(0, checkpoint_every=self.checkpoint_every)
+        check_range(0, 2**32 - 1, seed=self.seed)
 
 
 class TrainResult(NamedTuple):
-    """How a training run ended.
+    """The end of a training run.
 
     Attributes:
         status: "finished", "diverged" (the held-out loss became NaN or infinite), or "interrupted" (saved and stopped).
@@ -99,7 +96,7 @@ def train(
         spec: The optimizer.
         config: Length and intervals.
         folder: The run folder. It is made if missing; one that holds a run is refused unless `resume`.
-        options: What the caller wants to find again with `read_header`.
+        options: Facts that `read_header` finds again.
         title: The title of the picture.
         resume: Whether to continue the run in the folder, from its last checkpoint or from the start.
         mesh: Devices to train on; see `ShardedTask`. The numbers differ from those of one device by rounding, and a run
@@ -156,22 +153,25 @@ def training_progress(
     """Trains from a state, and says what is to be written down.
 
     The lines have the learning rate; "loss" and "largest_loss", the mean and the largest training loss since the line
-    before; the median time of a step and the tokens per second; and at evaluations the held-out loss, the root mean
-    square of the parameters and, of an optimizer in `guard_updates`, the number of steps skipped or clipped.
+    before; the median time of a step, the tokens per second and, on a device whose peak is known, the share of it that
+    the model takes; and at evaluations the held-out loss, the root mean square of the parameters and, of an optimizer
+    in `guard_updates`, the number of steps skipped or clipped.
 
     Args:
         task: The task.
         spec: The optimizer.
         config: Length and intervals.
-        state: Where to start; its arrays are given away.
+        state: The state to start from; its arrays are given away.
         losses: Number, sum and largest of the training losses since the last line. A checkpoint holds them, so that a
             resumed run writes the same lines.
 
     Yields:
-        The progress after every step.
+        The progress after every step, on accelerators after every few; see `steps_per_call`.
     """
     seconds: list[float] = []
-    held_out = ""
+    held_out = speed = ""
+    # A task on a mesh places its batches itself, one at a time.
+    per_call = 1 if isinstance(task, ShardedTask) else steps_per_call(config.eval_every, config.log_every)
     steps = train_steps(
         task,
         spec.tx,
@@ -180,7 +180,9 @@ def training_progress(
         seed=config.seed,
         eval_every=config.eval_every,
         eval_params=spec.eval_params,
+        per_call=per_call,
     )
+    flops = getattr(task, "flops_per_batch", None)
     for now in steps:
         step, params = now.state.step, now.state.params
         line: dict[str, Any] = {}
@@ -196,6 +198,9 @@ def training_progress(
                 median = statistics.median(seconds)
                 line |= {"step_milliseconds": round(1e3 * median, 3)}
                 line |= {"tokens_per_second": round(task.tokens_per_batch / median)}
+                if (share := share_of_peak(flops, median)) is not None:
+                    line |= {"share_of_peak": round(share, 4)}
+                    speed = f"{share:.0%} of peak"
             losses, seconds = jnp.zeros(3), []
         if evaluated:
             line |= {"validation_loss": now.validation_loss, "parameter_rms": float(parameter_rms(params))}
@@ -204,15 +209,18 @@ def training_progress(
         if step == 0:
             line |= {"parameter_bytes": tree_bytes(params), "state_bytes": tree_bytes(now.state.opt_state)}
 
-        def text(loss: Any = now.loss, held_out: str = held_out) -> str:
-            return "  ".join(filter(None, ["" if loss is None else f"loss {float(loss):.3f}", held_out]))
+        def text(loss: Any = now.loss, held_out: str = held_out, speed: str = speed) -> str:
+            last = "" if loss is None else f"loss {float(loss.reshape(-1)[-1]):.3f}"
+            return "  ".join(filter(None, [last, held_out, speed]))
 
         diverged = evaluated and not math.isfinite(now.validation_loss or 0.0)
         yield Progress(step, (*now.state[1:], losses), (line,) if line else (), diverged, text, notable=evaluated)
 
 
 @jax.jit
-def _add_loss(losses: Float[Array, " 3"], loss: Float[Array, ""]) -> Float[Array, " 3"]:
+def _add_loss(losses: Float[Array, " 3"], loss: Float[Array, "..."]) -> Float[Array, " 3"]:
+    if loss.ndim:
+        return jax.lax.scan(lambda losses, loss: (_add_loss(losses, loss), None), losses, loss)[0]
     count, total, largest = losses
     return jnp.stack([count + 1, total + loss, jnp.where(count > 0, jnp.maximum(largest, loss), loss)])
 

@@ -5,10 +5,10 @@ import subprocess
 import zlib
 from pathlib import Path
 
-# Most of the time of the tests is compilation. Workers, processes that tests start, and later runs share what was
-# compiled; the folder may be deleted at any time.
+# Tests are the files of tests/ and the examples in docstrings of src/. Most of their time is compilation. Workers,
+# processes that tests start, and later runs share what was compiled; the folder may be deleted at any time.
 ENVIRONMENT = {
-    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "jax"),
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     # Decompositions of small matrices wait for each other's threads where workers share the cores, 100 times as long.
@@ -25,7 +25,7 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 # A program for type checkers, mistakes included: read by a test, not imported.
-collect_ignore = ["downstream"]
+collect_ignore = ["tests/downstream"]
 
 # Starts JAX with one device, before a test of `celo2 metatrain` makes a device of every core.
 jax.devices()
@@ -42,7 +42,15 @@ PROMOTING = {
     "test_plugins.py",
 }
 # Compared with numbers that optimised programs made, or measured: these compile as users do.
-OPTIMISED = {"rule", "velo", "bench", "sharding", "test_golden.py", "test_presets.py", "test_convergence.py"}
+OPTIMISED = {
+    "sharding",
+    "test_bench.py",
+    "test_convergence.py",
+    "test_golden.py",
+    "test_oracle.py",
+    "test_plain.py",
+    "test_presets.py",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +87,7 @@ def key(seed):
 @pytest.fixture(scope="session")
 def shared():
     """Reference material that is not part of the repository, beside the checkout or where CELO2_SHARED says."""
-    folder = Path(os.environ.get("CELO2_SHARED") or Path(__file__).parents[2] / "shared")
+    folder = Path(os.environ.get("CELO2_SHARED") or Path(__file__).parents[1] / "shared")
     if not folder.is_dir():
         pytest.skip(f"no reference material at {folder}; set CELO2_SHARED")
     return folder
