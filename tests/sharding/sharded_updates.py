@@ -237,10 +237,11 @@ def main(out, devices, which, *distributed):
     from helpers import TINY, VELO_TINY
 
     weights = TINY if which == "tiny" else None
-    of = {"velo": VELO_TINY, "modern_muon": None, "muon": None, "adamw": None}  # there are no weights of VeLO's to read
+    # Of VeLO there are no weights to read; those of `celo2` are its own.
+    of = {"velo": VELO_TINY, "celo2": None, "modern_muon": None, "muon": None, "adamw": None}
     found = {
         f"{preset} {list(lengths)}": updates(preset, of.get(preset, weights), lengths)
-        for preset in ("modern_muon", "celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
+        for preset in ("celo2", "modern_muon", "celo2_ortho", "celo2_base", "celo2_muon", "muon", "adamw", "velo")
         for lengths in (MESHES if preset == "celo2_base" and which != "tiny" else MESHES[:1])
     }
     if not distributed:
