@@ -37,11 +37,14 @@ OPTIMIZERS = ("adamw", "muon", "modern_muon", "celo2", "celo2_ortho")
 PACKAGES = ("jax", "flax", "numpy", "scipy")
 # The width that the presets' default rates were found at (docs/research/stacks.md).
 SEARCHED_WIDTH = 128
+# Their steps shrink with the width by themselves.
+CARRIED_OVER = ("celo2", "modern_muon")
 
 
 def default_rate(preset: str, width: int) -> float:
-    """The preset's rate, carried over from the width that it was found at by the root of the ratio of widths."""
-    return float(f"{float(harness.presets()[preset].learning_rate) * (SEARCHED_WIDTH / width) ** 0.5:.1e}")
+    """The rate of a preset, carried over from the width that it was found at by the root of the ratio, if need be."""
+    rate = float(harness.presets()[preset].learning_rate)
+    return rate if preset in CARRIED_OVER else float(f"{rate * (SEARCHED_WIDTH / width) ** 0.5:.1e}")
 
 
 def source_files() -> Iterator[Path]:

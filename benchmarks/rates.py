@@ -34,6 +34,7 @@ from celo2_harness.lab.tasks.task import Task
 from celo2_harness.presets import find_preset
 from celo2_harness.schedules import SCHEDULES
 
+REFERENCE = "muon"
 FRESH_SEEDS_FROM = 10
 SPACING = 1.7
 # How often the grid may move before the search gives up.
@@ -144,27 +145,28 @@ def measure(options: argparse.Namespace, kind: str, preset: str) -> None:
     def selection(pair: Pair) -> float:
         return statistics.fmean(run(pair, seed, "selection") for seed in range(options.selection_seeds))
 
-    best = search(selection)
-    for phase, pair in (("report", best), ("defaults", Pair(0, 0))):
+    phases = {"defaults": Pair(0, 0)}
+    if options.selection_seeds:
+        phases = {"report": search(selection)} | phases
+    for phase, pair in phases.items():
         for seed in range(FRESH_SEEDS_FROM, FRESH_SEEDS_FROM + options.seeds):
             run(pair, seed, phase)
 
 
 def table(files: Sequence[Path]) -> str:
-    """Final losses on the fresh seeds, with paired differences to the first preset of each task, as Markdown."""
+    """Mean final losses on the fresh seeds, and paired differences with their 95% intervals, as Markdown."""
     # A run that serves twice is written twice; the later line knows both phases.
     runs: dict[Any, Run] = {}
     for line in (line for file in files for line in file.read_text().splitlines()):
         run = json.loads(line)
         runs[tuple(run[name] for name in ("task", "data", "steps", "preset", "hidden", "rest", "seed"))] = run
     lines = [
-        "| task | preset | best rates (hidden, AdamW) | loss | minus {first} | at the defaults | minus its best |",
+        "| task | preset | best rates (hidden, AdamW) | loss | minus Muon | at the defaults | minus its best |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     of = lambda phase, *key: {
         r["seed"]: r for r in runs.values() if phase in r["phases"] and (_task(r), r["preset"]) == key
     }
-    first = next((r["preset"] for r in runs.values()), "")
     for task in dict.fromkeys(map(_task, runs.values())):
         for preset in dict.fromkeys(r["preset"] for r in runs.values() if _task(r) == task):
             best, plain = of("report", task, preset), of("defaults", task, preset)
@@ -172,9 +174,9 @@ def table(files: Sequence[Path]) -> str:
                 continue
             a_run = next(iter(best.values()))
             cells = [task, preset, f"{a_run['hidden']:.2g}, {a_run['rest']:.2g}", _mean(best)]
-            cells += [_minus(best, of("report", task, first)) if preset != first else "", _mean(plain)]
+            cells += [_minus(best, of("report", task, REFERENCE)) if preset != REFERENCE else "", _mean(plain)]
             lines.append("| " + " | ".join([*cells, _minus(plain, best)]) + " |")
-    return "\n".join(lines).format(first=first) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _task(run: Run) -> str:
@@ -207,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--evaluations", type=int, default=20, help="along a run")
     parser.add_argument("--schedule", default="warmup_cosine", choices=sorted(SCHEDULES))
-    parser.add_argument("--selection-seeds", type=int, default=2)
+    parser.add_argument("--selection-seeds", type=int, default=2, help="0: no search, the defaults only")
     parser.add_argument("--seeds", type=int, default=5, help="fresh ones, for the report")
     parser.add_argument("--out", type=Path, default=Path("results/rates"))
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the table of these files instead")

@@ -10,17 +10,19 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
+from celo2_harness._types import PyTree
+from celo2_harness.rule.joining import cut, join, part
 from celo2_harness.rule.padding import inside
 from celo2_harness.rule.view import MatrixView
 
 Shape = tuple[int, ...]
+Stacked = Shaped[Array, "..."] | list[Shaped[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Batch:
             return MatrixView(shape, (), (1,))
         return MatrixView(shape, (1,), (2,), (2, 1) if self.tall else (1, 2))
 
+    @property
+    def padded(self) -> bool:
+        """Whether any matrix is smaller than those of the batch."""
+        return self.lengths is not None
+
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, "matrices axes"] | None:
         """The true lengths of every matrix; None if nothing is padded."""
@@ -62,14 +69,15 @@ class Batch:
         """Makes one array of the leaves: matrices, rows, columns (or vectors, length)."""
         if self.lengths is None:
             parts = [
-                self._turn(view, view.apply(leaf)).reshape(-1, *self.matrix)
-                for view, leaf in zip(self.views, leaves, strict=True)
+                jax.lax.reshape(self._turn(view, view.apply(leaf)), (count, math.prod(self.matrix)))
+                for view, leaf, count in zip(self.views, leaves, self.counts, strict=True)
             ]
-            return _join(parts)
+            return join(parts).reshape(-1, *self.matrix)
         flat = [view.apply(leaf).reshape(-1) for view, leaf in zip(self.views, leaves, strict=True)]
         rowwise = [(*_matrix(view)[1:], 1) for view in self.views]
         strides = [x[::-1] if self._turned(view) else x for view, x in zip(self.views, rowwise, strict=True)]
-        return _gather(_join(flat), self.lengths, np.repeat(np.array(strides), self.counts, axis=0), self.matrix)
+        strides = np.repeat(np.array(strides), self.counts, axis=0)
+        return _gather(jnp.concatenate(flat), self.lengths, strides, self.matrix)
 
     def stack_thin(self, moments: Sequence[Shaped[Array, "..."]], axis: int) -> Shaped[Array, "..."]:
         """Makes one array of what leaves have along one axis of a matrix.
@@ -83,59 +91,45 @@ class Batch:
         """
         length = self.matrix[axis]
         if self.lengths is None:
-            return _join([x.reshape(-1, length) for x in moments])
+            return join([jax.lax.reshape(x, (n, length)) for x, n in zip(moments, self.counts, strict=True)])
         lengths = self.lengths[:, [axis]]
-        return _gather(_join([x.reshape(-1) for x in moments]), lengths, np.ones_like(lengths), (length,))
+        flat = jnp.concatenate([x.reshape(-1) for x in moments])
+        return _gather(flat, lengths, np.ones_like(lengths), (length,))
 
-    def starts(self, x: Shaped[Array, "..."]) -> Sequence[Any]:
-        """Returns where each leaf starts in a batch, in the form that `unstack` reads.
-
-        On a CPU these are numbers that the compiler does not know. It would otherwise make code for every leaf; this
-        way leaves of one shape share theirs. Both branches give the same, but XLA does not look into them.
+    def cut(self, arrays: PyTree) -> PyTree:
+        """Cuts what `stack` and `stack_thin` make into pieces, of which `unstack` and `unstack_thin` make leaves.
 
         Args:
-            x: Any array that is computed before the batch is taken apart.
+            arrays: A tree of such arrays; together they take fewer operations than one by one.
 
         Returns:
-            A number per leaf; the order is that of `members`.
+            A tree like `arrays`, with a list of arrays for every array.
         """
-        starts = [end - count for end, count in zip(itertools.accumulate(self.counts), self.counts, strict=True)]
-        if self.lengths is not None:
-            return starts
-        numbers = lambda: [jnp.asarray(start, jnp.uint32) for start in starts]
-        return jax.lax.platform_dependent(
-            x, cpu=lambda x: jax.lax.cond(x.reshape(-1)[0] >= 0.0, numbers, numbers), default=lambda x: numbers()
-        )
+        return jax.tree.map(lambda x: [x], arrays) if self.padded else cut(arrays, self.counts)
 
-    def unstack(self, x: Shaped[Array, "..."], starts: Sequence[Any] | None = None) -> list[Shaped[Array, "..."]]:
-        """Takes what `stack` makes back to leaves; `starts` may be shared by several arrays."""
-        parts = self._parts(x, [self._lengths(view) for view in self.views], starts)
+    def unstack(self, x: Stacked) -> list[Shaped[Array, "..."]]:
+        """Takes what `stack` makes, or the pieces of it, back to leaves."""
+        parts = self._parts(x, [self._lengths(view) for view in self.views])
         return [
-            view.invert(self._turn(view, part).reshape(view.viewed))
+            view.invert(jax.lax.reshape(self._turn(view, part), view.viewed))
             for view, part in zip(self.views, parts, strict=True)
         ]
 
-    def unstack_thin(
-        self, x: Shaped[Array, "..."], axis: int, starts: Sequence[Any] | None = None
-    ) -> list[Shaped[Array, "..."]]:
-        """Takes what `stack_thin` makes back to leaves."""
+    def unstack_thin(self, x: Stacked, axis: int) -> list[Shaped[Array, "..."]]:
+        """Takes what `stack_thin` makes, or the pieces of it, back to leaves."""
         lengths = [self._lengths(view)[axis] for view in self.views]
-        parts = self._parts(x, [(length,) for length in lengths], starts)
+        parts = self._parts(x, [(length,) for length in lengths])
         shapes = [(*view.viewed[:-2], length) for view, length in zip(self.views, lengths, strict=True)]
-        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return [jax.lax.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _parts(self, x: jax.Array, lengths: Sequence[Shape], starts: Sequence[Any] | None) -> list[jax.Array]:
+    def _parts(self, x: Stacked, lengths: Sequence[Shape]) -> list[jax.Array]:
         """Each leaf's matrices, without padding."""
-        starts = self.starts(x) if starts is None else starts
-        if self.lengths is None:
-            flat, first = x.reshape(len(x), -1), jnp.zeros([], jnp.uint32)
-            parts = [
-                jax.lax.dynamic_slice(flat, (start, first), (count, flat.shape[1]))
-                for start, count in zip(starts, self.counts, strict=True)
-            ]
-            return [part.reshape(-1, *x.shape[1:]) for part in parts]
+        pieces = x if isinstance(x, list) else self.cut(x)
+        if not self.padded:
+            return part(pieces, self.counts)
+        starts = [end - count for end, count in zip(itertools.accumulate(self.counts), self.counts, strict=True)]
         return [
-            jax.lax.slice(x, (start, *[0] * len(length)), (start + count, *length))
+            jax.lax.slice(pieces[0], (start, *[0] * len(length)), (start + count, *length))
             for start, count, length in zip(starts, self.counts, lengths, strict=True)
         ]
 
@@ -269,7 +263,3 @@ def _gather(
     marks = inside((len(lengths), *shape), lengths)
     found = flat.at[jnp.where(marks, position, 0)].get(mode="promise_in_bounds")
     return jnp.where(marks, found, jnp.zeros([], flat.dtype))
-
-
-def _join(parts: Sequence[jax.Array]) -> jax.Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)

@@ -208,9 +208,8 @@ def batch_direction(
     parameter = batch.stack([x.astype(jnp.float32) for x in parameters])
     choose = _choose(kernel, in_tiles, by_xla)
     raw, stacked, done = choose(Theta(*theta), gradient, parameter, _stack_moments(batch, moments))
-    starts = batch.starts(gradient)
-    new = list(map(_rounded, _unstack_moments(batch, stacked, starts), moments))
-    return BatchResult(batch.unstack(raw, starts), new, done)
+    raw, stacked = batch.cut((raw, stacked))
+    return BatchResult(batch.unstack(raw), list(map(_rounded, _unstack_moments(batch, stacked), moments)), done)
 
 
 def _stack_moments(batch: Batch, moments: Sequence[Moments]) -> Moments:
@@ -230,22 +229,21 @@ def _stack_moments(batch: Batch, moments: Sequence[Moments]) -> Moments:
     )
 
 
-def _unstack_moments(batch: Batch, moments: Moments, starts: Sequence[Any]) -> list[Moments]:
-    """The accumulators of the leaves of a batch, out of those of the batch."""
+def _unstack_moments(batch: Batch, moments: Moments) -> list[Moments]:
+    """The accumulators of the leaves of a batch, out of those of the batch, which are cut in pieces."""
     short, long = (1, 0) if batch.tall else (0, 1)
 
-    def per_leaf(field: tuple[Array, ...] | None, unstack: Callable[[Array], list[Array]]) -> list[Any]:
+    def per_leaf(field: Any, unstack: Callable[[Any], list[Array]]) -> list[Any]:
         return [None] * len(batch.views) if field is None else list(zip(*map(unstack, field), strict=True))
 
-    whole = lambda x: batch.unstack(x, starts)
     return list(
         map(
             Moments,
-            per_leaf(moments.mu, whole),
-            whole(moments.nu),
-            per_leaf(moments.row, lambda x: batch.unstack_thin(x, short, starts)),
-            per_leaf(moments.col, lambda x: batch.unstack_thin(x, long, starts)),
-            per_leaf(moments.diag, whole),
+            per_leaf(moments.mu, batch.unstack),
+            batch.unstack(moments.nu),  # type: ignore[arg-type]
+            per_leaf(moments.row, lambda x: batch.unstack_thin(x, short)),
+            per_leaf(moments.col, lambda x: batch.unstack_thin(x, long)),
+            per_leaf(moments.diag, batch.unstack),
         )
     )
 

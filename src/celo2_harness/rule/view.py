@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 from jaxtyping import Array, Shaped
 
 
@@ -95,12 +95,21 @@ class MatrixView:
 
     def apply(self, x: Shaped[Array, "*leaf"]) -> Shaped[Array, "*viewed"]:
         """Takes the leaf to the viewed array."""
-        return jnp.transpose(x, self.permutation).reshape(self.viewed)
+        return _reshaped(_transposed(x, self.permutation), self.viewed)
 
     def invert(self, x: Shaped[Array, "*viewed"]) -> Shaped[Array, "*leaf"]:
         """Takes the viewed array to the leaf."""
-        inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
-        return x.reshape([self.shape[axis] for axis in self.permutation]).transpose(inverse)
+        inverse = tuple(sorted(range(len(self.permutation)), key=self.permutation.__getitem__))
+        return _transposed(_reshaped(x, tuple(self.shape[axis] for axis in self.permutation)), inverse)
+
+
+# An operation that does nothing takes as long to trace as any other.
+def _transposed(x: jax.Array, permutation: tuple[int, ...]) -> jax.Array:
+    return x if permutation == tuple(range(x.ndim)) else jax.lax.transpose(x, permutation)
+
+
+def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return x if x.shape == shape else jax.lax.reshape(x, shape)
 
 
 def default_view(shape: Sequence[int]) -> MatrixView:
