@@ -85,7 +85,7 @@ def flops_per_token(config: GPTConfig) -> float:
 
     Example:
         >>> round(flops_per_token(TOKEN_MODELS["gpt2-124m"]) / 1e6)
-        855
+        854
     """
     matrices = 12 * config.layers * config.width**2 + config.vocabulary * config.width
     return 6.0 * matrices + 12.0 * config.layers * config.width * config.context
