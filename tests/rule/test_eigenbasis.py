@@ -1,5 +1,8 @@
 """Orthonormal columns from Cholesky decompositions, and bases that find eigenvectors."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +69,16 @@ def test_a_basis_that_cannot_be_made_is_not_taken():
 def test_no_derivative_goes_through_the_basis():
     loss = lambda x: jnp.sum(next_basis(x @ x.T, jnp.eye(3)) ** 3)
     np.testing.assert_array_equal(jax.grad(loss)(jnp.arange(9.0).reshape(3, 3)), 0.0)
+
+
+def test_lapack_gets_one_matrix_at_a_time_on_a_cpu():
+    """Two calls with several matrices each, at the same time, may wait for each other for ever."""
+    stacks = jnp.broadcast_to(jnp.eye(4), (3, 4, 4)), jnp.broadcast_to(jnp.eye(6), (2, 5, 6, 6))
+    for orthonormalize in (cholesky_qr, lambda y: jnp.linalg.qr(y)[0]):
+        bases = jax.jit(lambda xs, f=orthonormalize: [next_basis(x, x, f) for x in xs])
+        program = bases.lower(stacks).compile().as_text()
+        shapes = re.findall(r"f32\[([\d,]+)\]", " ".join(x for x in program.splitlines() if "lapack_" in x))
+        sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
+        assert sizes and max(sizes) <= 6 * 6
+        for got, wanted in zip(bases(stacks), stacks, strict=True):
+            np.testing.assert_allclose(np.abs(got), wanted, atol=1e-5)

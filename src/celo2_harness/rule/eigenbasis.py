@@ -101,9 +101,22 @@ def next_basis(
     # Multiplied in two steps, since the inverse of a small mean overflows.
     y = matmul(covariance / jnp.maximum(mean, _TINY), basis) + COVARIANCE_FLOOR * basis
     order = jnp.argsort(-jnp.sum(basis * y, axis=-2), axis=-1)
-    q = orthonormalize(jnp.take_along_axis(y, order[..., None, :], axis=-1))
+    q = _apart_on_cpus(orthonormalize, jnp.take_along_axis(y, order[..., None, :], axis=-1))
     q = jnp.take_along_axis(q, jnp.argsort(order, axis=-1)[..., None, :], axis=-1)
     return jnp.where(jnp.all(jnp.isfinite(q), axis=(-2, -1), keepdims=True), q, basis)
+
+
+def _apart_on_cpus(function: Orthonormalize, x: Array) -> Array:
+    """The function of a stack of matrices; on a CPU of one matrix after the other.
+
+    jaxlib 0.10 shares the matrices of one LAPACK call out among the threads that run the program, and waits for them on
+    one of these. Calls at the same time, as for sides of two lengths on two cores, wait for each other for ever. A call
+    with one matrix shares nothing out.
+    """
+    if math.prod(x.shape[:-2]) <= 1:
+        return function(x)
+    apart = lambda x: jax.lax.map(function, x.reshape(-1, *x.shape[-2:])).reshape(x.shape)
+    return jax.lax.platform_dependent(x, cpu=apart, default=function)
 
 
 def matmul(x: Array, y: Array, precision: Any = None) -> Array:
