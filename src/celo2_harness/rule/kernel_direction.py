@@ -38,9 +38,11 @@ from celo2_harness.rule.network import FirstLayer, first_layer, first_units, upp
 from celo2_harness.rule.padding import mean_over
 from celo2_harness.rule.view import MatrixView
 
-# Entries of a tile, which a program holds in registers: 32 of one plane to a thread, or 8 of every plane.
+# Entries of a tile, which a program holds in registers. Compiled for an H100 the kernels take 32, 85 and 185 of the 255
+# registers of a thread; the network on tiles of 1,024 would take all of them and spill.
 MEANS_TILE = 4096
-TILE = 1024
+SQUARES_TILE = 1024
+NETWORK_TILE = 512
 ROW = 128  # the most of a row, which four warps read at once
 WARPS = 4
 
@@ -95,11 +97,12 @@ def direction_in_tiles(
     statistics = _statistics(planes.gradient, planes.parameter, planes.mu, planes.nu, planes.diag, thin, stand_ins)
     groups = channel_groups(config, flat, statistics)
     rows = groups[0].rows
-    grid = _Grid(flat, lengths, TILE, interpret)
-    squares = _mean_squares(config, grid, planes, thin, rows)
+    squares = _mean_squares(config, _Grid(flat, lengths, SQUARES_TILE, interpret), planes, thin, rows)
     ones = jnp.ones((len(rows), *[1] * len(flat.viewed)))
     offsets = first_layer(theta, flat, groups, [ones, *input_scales(flat, groups[1:], lengths=lengths)]).offsets
-    raw, mu, nu, diag = _network(theta, config, grid, planes, thin, rows, offsets, squares)
+    raw, mu, nu, diag = _network(
+        theta, config, _Grid(flat, lengths, NETWORK_TILE, interpret), planes, thin, rows, offsets, squares
+    )
     new = Moments(
         mu=tuple(x.reshape(m.shape) for x, m in zip(mu, moments.mu, strict=True)),
         nu=nu.reshape(moments.nu.shape),
