@@ -90,7 +90,9 @@ def test_modern_blocks(found):
             assert set(counts) == {"all-reduce"} and counts["all-reduce"] <= 4 * 8, (name, result)
             assert result["largest"] <= 9, (name, result)
         if "eigenbasis" in name:  # parts of matrices and squares are sent; no leaf of 384 or 1,024 entries is gathered
-            assert sum(counts.values()) <= (9 if name == "in_eigenbasis" else 14) * result["leaves"], (name, result)
+            # The published rule, acting in the basis, has means of more features than the small one.
+            most = 9 if name == "in_eigenbasis" else 18 if found["rule"] == "published" else 14
+            assert sum(counts.values()) <= most * result["leaves"], (name, result)
             assert result["largest"] <= 16 * 16, (name, result)
 
 
