@@ -755,3 +755,15 @@ def test_rules_are_documented(pytestconfig):
 def test_leaf_is_public_for_rules():
     leaf = Leaf("fc/kernel", ("fc", "kernel"), (4, 8), jnp.float32)
     assert (leaf.name, leaf.owner, leaf.module, leaf.ndim) == ("kernel", "fc", "fc", 2)
+
+
+@pytest.mark.parametrize("name", ["up", "deconv1", "conv_transpose", "upsample2", "tconv", "ConvTranspose_0"])
+def test_a_square_convolution_that_may_be_transposed_is_not_guessed(name):
+    """Its inputs and outputs cannot be told apart: flax keeps (..., in, out), or (..., out, in) if asked to."""
+    square, oblong = jnp.zeros((3, 3, 8, 8)), jnp.zeros((3, 3, 8, 4))
+    found = route({"block": {name: {"kernel": square, "bias": jnp.zeros(8)}, "conv2": {"kernel": square}}})["block"]
+    assert found[name]["kernel"].label == "other" and found[name]["kernel"].rule == "no rule matched"
+    assert found["conv2"]["kernel"].label == "hidden"
+    # Where the bias tells them apart, it is read.
+    kernel = route({name: {"kernel": oblong, "bias": jnp.zeros(8)}})[name]["kernel"]
+    assert kernel.label == "hidden" and kernel.view.viewed[-2:] == (36, 8)

@@ -162,20 +162,41 @@ def _expert(leaf: Leaf) -> Axes | None:
 
 
 def _conv(leaf: Leaf) -> Axes | None:
-    return conv_axes(leaf) if leaf.is_conv and leaf.rank >= 3 else None
+    if not leaf.is_conv or leaf.rank < 3:
+        return None
+    return UNCLEAR if _may_be_transposed(leaf) else conv_axes(leaf)
+
+
+def _may_be_transposed(leaf: Leaf) -> bool:
+    """Whether nobody can tell inputs from outputs: a convolution that may be a transposed one by its name alone.
+
+    Flax keeps (..., in, out) or (..., out, in), as the layer was asked to; PyTorch and Equinox differ likewise.
+    """
+    if leaf.layer.kind or say.is_haiku_transposed(leaf.owner, leaf.name):
+        return False
+    above = [name for name in leaf.names[:-1] if not say.STACK.issuperset(words(name))]
+    named = say.says_transposed(leaf.name) or bool(above) and say.says_transposed(above[-1])
+    return named and (_is_square(leaf) or axes_from_bias(leaf) is None)
+
+
+def _is_square(leaf: Leaf) -> bool:
+    """Whether a convolution has as many input channels as output channels."""
+    channels = leaf.body[:2] if leaf.is_out_first else leaf.body[-2:]
+    return channels[0] == channels[1]
 
 
 def conv_axes(leaf: Leaf) -> Axes:
     """A convolution as one matrix (spatial x in, out)."""
+    # Haiku stores transposed convolutions (H, W, out, in); flax does so only on request.
+    transposed = leaf.layer.transposed or say.is_haiku_transposed(leaf.owner, leaf.name)
     found = axes_from_bias(leaf)
-    if found is not None and not leaf.layer.transposed:
+    if found is not None and not (transposed and _is_square(leaf)):
         return found
     start = leaf.rank - 2 - (conv_rank(leaf) or leaf.rank - 2)
     body = tuple(range(max(start, 0), leaf.rank))
     if leaf.is_out_first:
         return Axes(body[1:], body[:1])
-    # Haiku stores transposed convolutions (H, W, out, in); flax does so only on request.
-    if leaf.layer.transposed or (say.is_transposed(leaf.owner) and leaf.name == "w"):
+    if transposed:
         return Axes((*body[:-2], body[-1]), (body[-2],))
     return Axes(body[:-1], body[-1:])
 
@@ -185,6 +206,8 @@ def _biased(leaf: Leaf) -> Axes | None:
         return None
     found = axes_from_bias(leaf)
     if found is None:  # a weight that does not fit its own bias
+        return UNCLEAR
+    if len(leaf.bias) == 1 and _may_be_transposed(leaf):
         return UNCLEAR
     unusual = len(leaf.bias) > usual_bias_ndim(leaf) and leaf.unclear is not None
     return UNCLEAR if unusual else found
@@ -209,7 +232,9 @@ def is_window(leaf: Leaf) -> bool:
 
 
 def _window(leaf: Leaf) -> Axes | None:
-    return conv_axes(leaf) if leaf.is_weight and leaf.unclear is None and is_window(leaf) else None
+    if not leaf.is_weight or leaf.unclear is not None or not is_window(leaf):
+        return None
+    return UNCLEAR if _may_be_transposed(leaf) else conv_axes(leaf)
 
 
 def _batch_of_kernels(leaf: Leaf) -> Axes | None:

@@ -47,6 +47,11 @@ TOKEN = _set("token tokens pos positions positional registers prompt prompts lat
 # The parts of a diagonal state matrix A, and what RWKV keeps per channel.
 _PARTS = _set("log real imag re im")
 _TIME = _set("decay first faaaa mix")
+# What transposed convolutions are called, and convolutions behind an upsampling too.
+_TRANSPOSED_BEGINS = ("transpos", "deconv", "upconv", "upsampl", "upscal", "unpool")
+_TRANSPOSED = _set("up ups tconv convt transconv convtrans convtranspose")
+_TRANSPOSED_WITH_CONV = _set("t tr trans fractional fractionally")
+
 _PATCH = _set("patch patches")
 _PATCH_LAYER = EMBEDDING | _set("conv proj projection stem dense linear")
 
@@ -161,6 +166,22 @@ def is_root_head(name: str) -> bool:
     return "".join(word for word in words(name) if word not in WEIGHT) in _ROOT_HEADS
 
 
-def is_transposed(name: str) -> bool:
-    """Returns whether a name says "transposed convolution"."""
-    return "transpose" in words(name)
+@functools.lru_cache(maxsize=1 << 16)
+def says_transposed(name: str) -> bool:
+    """Whether a convolution of this name may be a transposed one: "deconv1", "conv_t", "upsample", "ConvTranspose_0".
+
+    Example:
+        >>> says_transposed("up2"), says_transposed("tconv"), says_transposed("conv2"), says_transposed("update")
+        (True, True, False, False)
+    """
+    spoken = words(name)
+    return (
+        any(word.startswith(_TRANSPOSED_BEGINS) or word in _TRANSPOSED for word in spoken)
+        or bool(_TRANSPOSED_WITH_CONV & frozenset(spoken))
+        and says_conv(name)
+    )
+
+
+def is_haiku_transposed(owner: str, name: str) -> bool:
+    """Whether these are the names of Haiku's transposed convolutions, which keep `w` as (..., out, in)."""
+    return "transpose" in words(owner) and name == "w"
