@@ -1,10 +1,11 @@
 """What training costs on a GPU, one JSON line an item; every item in a process of its own, with a time limit.
 
-    python benchmarks/gpu.py [--seconds 580] [--each 75] [--items updates products training large]
+    python benchmarks/gpu.py [--seconds 580] [--each 75] [--items updates training large products variants]
     python benchmarks/gpu.py --count [--trees gpt2-12 blocks-50m]        # no GPU needed
     python benchmarks/gpu.py --tiny                                      # every item at a size for a CPU
 
     updates   milliseconds of an update back to back, seconds of tracing and compilation, on the tree of GPT-2
+    variants  updates of what is not the default: bfloat16 products, no kernels
     products  Newton-Schulz of 16 matrices of width 1024 at three precisions
     training  steps of GPT-2 (124 million parameters, bfloat16): share of peak, and of it what the optimizer takes
     large     GPT-3 XL (1.3 billion): 20 steps, and the memory that they took
@@ -54,6 +55,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "celo2_base xla": lambda: harness.build("celo2_base", 1e-3, kernel="xla"),
     "celo2_ortho bfloat16": lambda: harness.build("celo2_ortho", 1e-3, precision="BF16_BF16_F32"),
 }
+VARIANTS = ("celo2_ortho bfloat16", "celo2_base xla")
 PRECISIONS = ("highest", None, "BF16_BF16_F32")
 TRAINED = ("adamw", "muon", "celo2", "celo2_ortho")
 H100 = """
@@ -166,10 +168,12 @@ def training(config: GPTConfig, name: str, batch: int, steps: int, calls: int) -
 def items(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     """What is measured, what matters most first."""
     found: dict[str, list[tuple[str, ...]]] = {
-        "updates": [("updates", tree, name) for tree in options.trees for name in OPTIMIZERS],
+        "updates": [("updates", tree, name) for tree in options.trees for name in OPTIMIZERS if name not in VARIANTS],
         "training": [("training", name) for name in ("gradient", *TRAINED)],
         "large": [("large", "celo2_ortho")],
         "products": [("products", str(precision)) for precision in PRECISIONS],
+        # Last, since the first of them compiles longest.
+        "variants": [("updates", tree, name) for tree in options.trees for name in VARIANTS],
     }
     for name in options.items:
         yield from found[name]
@@ -249,7 +253,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--calls", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32, help="windows of 1,024 tokens in a step of GPT-2")
     parser.add_argument("--trees", nargs="+", default=["gpt2-12"])
-    parser.add_argument("--items", nargs="+", default=["updates", "training", "large", "products"])
+    parser.add_argument("--items", nargs="+", default=["updates", "training", "large", "products", "variants"])
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--count", action="store_true")
     parser.add_argument("--out", type=Path, help="file for the lines, beside the terminal")
