@@ -6,9 +6,8 @@
 
 The text is Python source: the standard library (PSF licence), then JAX, Flax, NumPy and SciPy where they are installed
 (Apache 2.0 and BSD), each file once, 50 MB at most. Its tokens are those of a byte-level pair encoding trained on it.
-All
-optimizers see the same batches on the same schedule. Every run is a folder as `celo2 train` writes it, and is continued
-where it is if the program is started again. What takes too long is ended, and the next one begins.
+All optimizers see the same batches on the same schedule. Every run is a folder as `celo2 train` writes it, and is
+continued where it is if the program is started again. What takes too long is ended, and the next one begins.
 """
 
 import argparse

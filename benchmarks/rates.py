@@ -31,6 +31,7 @@ from celo2_harness import harness
 from celo2_harness.lab.suites.significance import paired_difference
 from celo2_harness.lab.tasks.kinds import make_task
 from celo2_harness.lab.tasks.task import Task
+from celo2_harness.lab.training.loop import evaluate
 from celo2_harness.presets import find_preset
 from celo2_harness.schedules import SCHEDULES
 
@@ -70,7 +71,7 @@ class Trainer:
 
         self.init = jax.jit(lambda params: optimizer(1.0, 1.0).init(params))
         self.step = jax.jit(step, donate_argnums=(0, 1))
-        self.evaluate = jax.jit(functools.partial(_mean_loss, task, task.validation()))
+        self.examples = jax.tree.map(jnp.asarray, task.validation())
 
     def rates(self, pair: Pair) -> tuple[float, float]:
         """The two learning rates of a pair, rounded to three digits."""
@@ -85,16 +86,8 @@ class Trainer:
         for step in range(self.steps):
             params, state = self.step(params, state, self.task.batch(seed, step), hidden, rest)
             if (step + 1) % self.every == 0:
-                curve.append(round(float(self.evaluate(params)), 5))
+                curve.append(round(float(evaluate(self.task, params, self.examples)), 5))
         return {"hidden": hidden, "rest": rest, "seed": seed, "curve": curve, "seconds": time.perf_counter() - begun}
-
-
-def _mean_loss(task: Task, examples: Any, params: Any) -> jax.Array:
-    count = len(jax.tree.leaves(examples)[0])
-    parts = next(k for k in (8, 4, 2, 1) if count % k == 0)
-    split = jax.tree.map(lambda x: jnp.asarray(x).reshape(parts, count // parts, *x.shape[1:]), examples)
-    part = lambda k: task.loss(params, jax.tree.map(lambda x: x[k], split))
-    return sum(map(part, range(parts))) / parts  # type: ignore[return-value]
 
 
 def search(loss: Callable[[Pair], float]) -> Pair:

@@ -15,6 +15,7 @@ from jax import Array
 
 from celo2_harness import RuleConfig, Theta, Weights, celo2_direction, normalize_rms, orthogonalize
 from celo2_harness.blocks import control_norm, in_eigenbasis, look_ahead, mix_momenta
+from celo2_harness.lab.metatrain.starts import HAND_MADE, channel_weights, hand_made_theta
 from celo2_harness.routing import label_params
 
 Numbers = Mapping[str, Any]
@@ -268,11 +269,8 @@ def optax_muon(n: Numbers, steps: int) -> optax.GradientTransformation:
     )
 
 
-def hand_set(channels: Mapping[int, float]) -> Theta:
-    """A theta that passes on a weighed sum of channels: two of eight units are its positive and its negative part."""
-    theta = Theta(*(np.zeros(shape, np.float32) for shape in ((30, 8), 8, (8, 8), 8, (8, 3), 3)))
-    for channel, weight in channels.items():
-        theta.w0[channel, :2] = weight, -weight
-    theta.w1[0, 0] = theta.w1[1, 1] = 1.0
-    theta.w2[:2, 0] = 1.0, -1.0
-    return theta
+def hand_set(name: str) -> Theta:
+    """The theta of a rule made by hand, without any other units."""
+    config = RuleConfig()
+    zeros = Theta(*(np.zeros(shape, np.float32) for shape in ((30, 8), 8, (8, 8), 8, (8, 3), 3)))
+    return hand_made_theta(config, zeros, channel_weights(config, HAND_MADE[name], (1.0, 1.9, 0.76), name))

@@ -51,12 +51,10 @@ def structures(published: Path | None = None) -> dict[str, Structure]:
         published: A file with the published weights; without one, the bundled ones stand in for them.
     """
     names = ["celo2", "celo2" if published is None else str(published)]
-    # Channel numbers are those of the published features: 0 the gradient, 3 to 5 the momenta, 7 to 9 the momenta over
-    # the root of the second moment, 14 the gradient over it.
     thetas = [
         *(load_weights(name, kind=Weights).theta for name in names),
-        hand_set({0: 1.0, 3: 1.9, 4: 0.76}),
-        hand_set({14: 1.0, 7: 1.9, 8: 0.76}),
+        hand_set("muon"),
+        hand_set("soap"),
     ]
     theta = theta_direction(jax.tree.map(lambda *xs: np.stack(xs), *thetas))
     whole = lambda direction: functools.partial(assemble, direction)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from celo2_harness._arguments import run_length
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, matrix_views, zeros_like_params
 from celo2_harness.rule import linear_leaf_direction, resolve_state_dtype
@@ -54,8 +55,9 @@ def linear_direction(
         direction zero; one whose gradient (or its square) is not finite too, and its state stays.
 
     Raises:
-        WeightsError: The weights cannot be loaded, or are no linear rule.
-        ValueError: Unknown `state_dtype`, or `total_steps` below one; in `update`, a view that does not fit its leaf.
+        WeightsError: If the weights cannot be loaded, or are no linear rule.
+        ValueError: If `state_dtype` is unknown, or `total_steps` is below one; in `update`, if a view does not fit its
+            leaf.
 
     Example:
         >>> tx = linear_direction("celo2_linear", total_steps=100)
@@ -67,8 +69,7 @@ def linear_direction(
     weights = load_weights(weights, kind=LinearWeights)
     config = weights.config
     dtype = resolve_state_dtype(state_dtype)
-    if total_steps is not None and total_steps < 1:
-        raise ValueError(f"linear_direction: total_steps = {total_steps!r}, expected at least 1.")
+    steps = None if total_steps is None else run_length(total_steps)
 
     def init_fn(params: Params) -> LinearState:
         momenta = tuple(zeros_like_params(params, dtype) for _ in config.momentum_decays)
@@ -78,7 +79,7 @@ def linear_direction(
         del params
         gradients, treedef = jax.tree.flatten(updates)
         views = matrix_views(updates, weight_dimension_numbers)
-        fraction = jnp.ones([]) if total_steps is None else jnp.minimum(state.count / total_steps, 1.0)
+        fraction = jnp.ones([]) if steps is None else jnp.minimum(state.count / steps, 1.0)
         directions, mus, nus = list(gradients), [], []
         mu_trees = [treedef.flatten_up_to(tree) for tree in state.mu]
         for i, nu in enumerate(treedef.flatten_up_to(state.nu)):

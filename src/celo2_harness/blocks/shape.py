@@ -1,11 +1,8 @@
 """Scaling of orthogonalised matrices by their shape, so that one learning rate serves all shapes."""
 
-from typing import Any
-
 import jax
 import optax
 
-from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
 from celo2_harness.rule import MatrixView
 
@@ -40,8 +37,6 @@ def scale_by_shape(
     def scaled(view: MatrixView, x: jax.Array) -> jax.Array:
         return x * (rms * max(view.viewed[-2:]) ** 0.5) if view.is_matrix else x
 
-    def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
-        del params
-        return map_matrices(scaled, matrix_views(updates, weight_dimension_numbers), updates), state
-
-    return optax.GradientTransformation(optax.init_empty_state, update_fn)  # type: ignore[arg-type]
+    return optax.stateless(
+        lambda updates, params: map_matrices(scaled, matrix_views(updates, weight_dimension_numbers), updates)
+    )

@@ -1,11 +1,10 @@
 """Scaling of normalised updates by the size of their matrix: one learning rate from width to width."""
 
-from typing import Any
+import math
 
 import jax
 import optax
 
-from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.views import WeightDimensionNumbers, map_matrices, matrix_views
 from celo2_harness.rule import MatrixView
 
@@ -27,7 +26,7 @@ def scale_by_width(
         A stateless `optax.GradientTransformation`; updates keep their dtype.
 
     Raises:
-        ValueError: In `update`, a view that does not fit its leaf.
+        ValueError: If a view does not fit its leaf, in `update`.
 
     Example:
         >>> tx = scale_by_width(4)
@@ -36,11 +35,8 @@ def scale_by_width(
     """
 
     def scaled(view: MatrixView, x: jax.Array) -> jax.Array:
-        rows, columns = view.viewed[-2:] if view.is_matrix else (width, width)
-        return x * (width / (rows * columns) ** 0.5) ** power
+        return x * (width / math.prod(view.viewed[-2:]) ** 0.5) ** power if view.is_matrix else x
 
-    def update_fn(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
-        del params
-        return map_matrices(scaled, matrix_views(updates, weight_dimension_numbers), updates), state
-
-    return optax.GradientTransformation(optax.init_empty_state, update_fn)  # type: ignore[arg-type]
+    return optax.stateless(
+        lambda updates, params: map_matrices(scaled, matrix_views(updates, weight_dimension_numbers), updates)
+    )

@@ -162,13 +162,15 @@ def _expert(leaf: Leaf) -> Axes | None:
 
 
 def _conv(leaf: Leaf) -> Axes | None:
-    if not leaf.is_conv or leaf.rank < 3:
-        return None
+    return _clear_conv_axes(leaf) if leaf.is_conv and leaf.rank >= 3 else None
+
+
+def _clear_conv_axes(leaf: Leaf) -> Axes:
     return UNCLEAR if _may_be_transposed(leaf) else conv_axes(leaf)
 
 
 def _may_be_transposed(leaf: Leaf) -> bool:
-    """Whether nobody can tell inputs from outputs: a convolution that may be a transposed one by its name alone.
+    """Returns whether a convolution may be a transposed one by its name alone: inputs and outputs cannot be told apart.
 
     Flax keeps (..., in, out) or (..., out, in), as the layer was asked to; PyTorch and Equinox differ likewise.
     """
@@ -180,7 +182,7 @@ def _may_be_transposed(leaf: Leaf) -> bool:
 
 
 def _is_square(leaf: Leaf) -> bool:
-    """Whether a convolution has as many input channels as output channels."""
+    """Returns whether a convolution has as many input channels as output channels."""
     channels = leaf.body[:2] if leaf.is_out_first else leaf.body[-2:]
     return channels[0] == channels[1]
 
@@ -232,9 +234,7 @@ def is_window(leaf: Leaf) -> bool:
 
 
 def _window(leaf: Leaf) -> Axes | None:
-    if not leaf.is_weight or leaf.unclear is not None or not is_window(leaf):
-        return None
-    return UNCLEAR if _may_be_transposed(leaf) else conv_axes(leaf)
+    return _clear_conv_axes(leaf) if leaf.is_weight and leaf.unclear is None and is_window(leaf) else None
 
 
 def _batch_of_kernels(leaf: Leaf) -> Axes | None:

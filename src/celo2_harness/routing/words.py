@@ -168,7 +168,7 @@ def is_root_head(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def says_transposed(name: str) -> bool:
-    """Whether a convolution of this name may be a transposed one: "deconv1", "conv_t", "upsample", "ConvTranspose_0".
+    """Returns whether a convolution of this name may be a transposed one: "deconv1", "conv_t", "upsample".
 
     Example:
         >>> says_transposed("up2"), says_transposed("tconv"), says_transposed("conv2"), says_transposed("update")
@@ -183,5 +183,5 @@ def says_transposed(name: str) -> bool:
 
 
 def is_haiku_transposed(owner: str, name: str) -> bool:
-    """Whether these are the names of Haiku's transposed convolutions, which keep `w` as (..., out, in)."""
+    """Returns whether these are the names of Haiku's transposed convolutions, which keep `w` as (..., out, in)."""
     return "transpose" in words(owner) and name == "w"

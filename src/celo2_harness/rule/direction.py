@@ -122,8 +122,7 @@ def leaf_direction(
         gradient = clip_gradient(jnp.where(after < 0.0, jnp.zeros_like(gradient), gradient))
         new = update_moments(config, view, gradient, moments)
         seen = _seen(config, view, gradient, new)
-        evaluate = KERNELS[kernel if kernel in KERNELS else "xla"]
-        raw, done = _direction(theta, config, view, seen, gradient, parameter, new, evaluate, column_parts)
+        raw, done = _direction(theta, config, view, seen, gradient, parameter, new, kernel, column_parts)
         return LeafResult(raw, _rounded(new, moments), done)
 
     def in_tiles(theta: Theta, gradient: Array, parameter: Array, moments: Moments, after: Any) -> LeafResult:
@@ -192,10 +191,7 @@ def batch_direction(
         gradient = clip_gradient(gradient)
         stacked = update_moments(config, batch.view, gradient, stacked, batch.lengths)
         seen = _any_momentum(config, batch.view, stacked)
-        evaluate = KERNELS[kernel if kernel in KERNELS else "xla"]
-        raw, done = _direction(
-            theta, config, batch.view, seen, gradient, parameter, stacked, evaluate, 1, batch.lengths
-        )
+        raw, done = _direction(theta, config, batch.view, seen, gradient, parameter, stacked, kernel, 1, batch.lengths)
         return LeafResult(raw, stacked, done)
 
     def in_tiles(theta: Theta, gradient: Array, parameter: Array, stacked: Moments) -> LeafResult:
@@ -261,7 +257,7 @@ def _direction(
     gradient: Array,
     parameter: Array,
     moments: Moments,
-    evaluate_network: Callable[..., Array],
+    kernel: str,
     column_parts: int = 1,
     lengths: np.ndarray | None = None,
 ) -> tuple[Array, Array]:
@@ -271,7 +267,8 @@ def _direction(
         statistics = leaf_statistics(view, gradient, parameter, moments, lengths=lengths)
         groups = channel_groups(config, view, statistics)
         scales = input_scales(view, groups, column_parts=column_parts, lengths=lengths)
-        raw = evaluate_network(view, theta, first_layer(theta, view, groups, scales), groups[0])
+        evaluate = KERNELS.get(kernel, network)
+        raw = evaluate(view, theta, first_layer(theta, view, groups, scales), groups[0])
         return raw if seen.size == 1 else jnp.where(seen, raw, 0.0), jnp.max(scales[0][0])
 
     def nothing(*_: object) -> tuple[jax.Array, jax.Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from celo2_harness.rule.accumulators import average
 from celo2_harness.rule.view import MatrixView
 
 # Smallest mean of the second moment, and smallest mean square of a channel relative to it, that are divided by.
@@ -28,7 +29,7 @@ class LinearTheta(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
-    """What the numbers of a linear rule belong to.
+    """The configuration that the numbers of a linear rule belong to.
 
     Attributes:
         momentum_decays: The decays of the momenta.
@@ -81,7 +82,6 @@ def linear_leaf_direction(
         The direction and the new moments. A matrix whose gradient (or its square) is not finite gets direction zero,
         and its moments stay. A matrix without any gradient so far gets direction zero.
     """
-    average = lambda decay, old, new: decay * old + (1.0 - decay) * new
     # In the leaf's own axes, since nothing here is a product of matrices.
     axes = tuple(range(gradient.ndim)) if view.whole else view.reduction_axis + view.output_axis
     mean = lambda x: jnp.mean(x, axis=axes, keepdims=True)

@@ -21,7 +21,7 @@ class Muon:
 
     Attributes:
         adam_factor: The step size of Adam over that of Muon.
-        decay: b.
+        decay: The decay b of the momentum.
     """
 
     adam_factor: float

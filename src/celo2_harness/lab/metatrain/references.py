@@ -24,7 +24,7 @@ def with_references(
     Args:
         config: The recipe.
         state: The state before the first iteration, from `init_metatrain`.
-        data: What the tasks sample from, as in `metatrain_step`.
+        data: The data that the tasks sample from, as in `metatrain_step`.
         groups: As in `init_metatrain`. Their problems have a field `rule`, which says what trains the networks.
 
     Returns:
@@ -61,10 +61,10 @@ def reference_loss(
 
     Args:
         config: The recipe.
-        problem: What is trained, with the rule that it is trained by.
+        problem: The problem, with the rule that trains it.
         instances: The unrolls of the task.
         index: Which of them.
-        data: What the problem samples from.
+        data: The data that the problem samples from.
         which: The data set.
     """
     pair, clock = new_pair(config, problem, instances.start_key(index))

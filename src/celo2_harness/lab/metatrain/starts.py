@@ -26,7 +26,7 @@ def starting_theta(config: MetaTrainConfig, theta: Any, source: str) -> Any:
             "muon:1,1.9,0.76" weighs the gradient, the first and the second momentum, and no other.
 
     Raises:
-        ValueError: The weights are of another rule, or the rule cannot express what is asked for.
+        ValueError: If the weights are of another rule, or the rule cannot express what is asked for.
     """
     name, _, numbers = source.partition(":")
     if name not in HAND_MADE:
@@ -52,10 +52,10 @@ def channel_weights(rule: RuleConfig, features: tuple[str, str], weights: tuple[
         rule: The configuration of the rule.
         features: The names of the features of the gradient and of the momenta.
         weights: The weights of the gradient and of the momenta, in the order of their decays.
-        source: What messages call it.
+        source: The name of the rule, for messages.
 
     Raises:
-        ValueError: The rule lacks a feature, or has fewer momenta than there are weights.
+        ValueError: If the rule lacks a feature, or has fewer momenta than there are weights.
     """
     missing = [name for name in features if name not in rule.features]
     if missing or len(weights) > 1 + len(rule.momentum_decays):
@@ -82,7 +82,7 @@ def hand_made_theta(rule: RuleConfig, theta: Theta, weights: np.ndarray) -> Thet
         weights: The weight of every channel.
 
     Raises:
-        ValueError: There is but one hidden unit.
+        ValueError: If there is but one hidden unit.
     """
     if theta.b0.shape[0] < 2:
         raise ValueError("start_from: a rule made by hand takes two hidden units, hidden is 1.")

@@ -94,7 +94,7 @@ class SuiteOptimizer:
         preset: The name of a preset.
         optax: A row of `OPTIMIZERS`.
         make: An import path `module:function`.
-        label: Its name in tables; by default `name`.
+        label: The name of the optimizer in tables; by default that of the preset, the row or the import path.
         learning_rates: The peak learning rates; by default those of the search.
         weight_decays: The weight decays; by default those of the search.
         weights: The weights of a preset's learned rule: a name, a file relative to the suite, or hf://owner/repo.

@@ -140,9 +140,10 @@ def with_average_tail(spec: OptimizerSpec, total_steps: int, average: AverageTai
 
 
 def weights_digest(weights: Any) -> str:
-    """Returns sixteen hexadecimal digits of the numbers of weights, since a name may change its meaning."""
-    leaves = jax.tree.leaves(weights.theta)
-    digest = hashlib.sha256(b"".join(np.asarray(leaf, np.float32).tobytes() for leaf in leaves))
+    """Returns sixteen hexadecimal digits of numbers and configuration of weights; a name may change its meaning."""
+    digest = hashlib.sha256(repr(weights.config).encode())
+    for leaf in jax.tree.leaves(weights.theta):
+        digest.update(np.asarray(leaf, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
