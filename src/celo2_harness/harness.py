@@ -11,7 +11,7 @@ direction for all. Leaves labelled "frozen" get no update.
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, get_args
 
 import jax
@@ -21,13 +21,13 @@ from beartype import BeartypeConf, beartype
 
 from celo2_harness import routing
 from celo2_harness._arguments import choose, number, run_length, warmup_length
-from celo2_harness._trees import by_path, require_like_params, tree_bytes, tree_difference
+from celo2_harness._trees import by_path, tree_bytes
 from celo2_harness._types import Params, PyTree, ScalarOrSchedule, Updates
+from celo2_harness._wrappers import explained, in_float32, wide_dtype
 from celo2_harness.blocks import Celo2State, add_decayed_weights
 from celo2_harness.blocks.decay import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers
 from celo2_harness.presets import (
-    AdamW as AdamW,
     Group as Group,
     Preset as Preset,
     Settings as Settings,
@@ -35,6 +35,15 @@ from celo2_harness.presets import (
     preset_weights as preset_weights,
     presets as presets,
     register_preset as register_preset,
+)
+from celo2_harness.roles import (
+    MATRICES as MATRICES,
+    REST_ROLES as REST_ROLES,
+    AdamW as AdamW,
+    ByRole,
+    by_role,
+    checked_terms,
+    rest_terms,
 )
 from celo2_harness.routing import RuleLike
 from celo2_harness.rule import (
@@ -51,16 +60,8 @@ from celo2_harness.weights import LinearWeights, Weights
 
 # What `optax.inject_hyperparams(build, static_args=...)` must leave alone: they are no numbers of the update.
 STATIC_ARGS = ("total_steps", "warmup", "state_dtype", "kernel", "precision", "sharding", "weight_dimension_numbers")
-# The roles that a weight decay on "all matrices, but no biases and no norms" names.
-MATRICES = ("hidden", "embedding", "head", "other")
-# What may be set apart, from general to special: a "vector" is any of the four after it.
-REST_ROLES = ("embedding", "head", "other", "vector", "gain", "bias", "scalar")
-_VECTORS = ("gain", "bias", "scalar")
 
 _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
-
-# One value for all, or a value by role.
-ByRole = ScalarOrSchedule | Mapping[str, Any]
 
 
 def build(
@@ -178,14 +179,14 @@ def build(
     )
 
     def init_fn(params: Params) -> optax.OptState:
-        return _in_float32(plan.transformation(params, starting=True)).init(params)
+        return in_float32(plan.transformation(params, starting=True)).init(params)
 
     def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
-        return _in_float32(plan.transformation(params)).update(updates, state, params, **extra_args)
+        return in_float32(plan.transformation(params)).update(updates, state, params, **extra_args)
 
     tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
     tx = on_explicit_mesh(tx) if sharding is None else placed(tx, sharding, own=Celo2State)
-    return _explained(plan.preset.name, tx)
+    return explained(plan.preset.name, tx)
 
 
 def describe(params: PyTree, preset: str | Preset = "celo2", **arguments: Any) -> str:
@@ -301,21 +302,24 @@ def _plan(
     needs_num_steps = recipe.needs_num_steps or isinstance(loaded, Weights) and sees_training_fraction(loaded.config)
     if needs_num_steps and total_steps is None:
         raise ValueError(f"preset {recipe.name}: total_steps is missing; the rule needs the length of the run.")
-    decays = _by_role("weight_decay", weight_decay, "hidden")
+    decays = by_role("weight_decay", weight_decay, "hidden")
     factor = {} if rest_learning_rate_factor is None else rest_learning_rate_factor
-    factors = _by_role("rest_learning_rate_factor", factor, "rest")
-    asked = _by_role("rest", rest or {}, "rest", read=_checked_terms)
+    factors = by_role("rest_learning_rate_factor", factor, "rest")
+    asked = by_role("rest", rest or {}, "rest", read=checked_terms)
     if recipe.rest is None and (factors or asked):
         name = "rest" if asked else "rest_learning_rate_factor"
         raise ValueError(f"{name} = {rest or factor!r}: preset {recipe.name} has one learning rate; leave it out.")
     for role, terms in asked.items():
         if recipe.rest is not None and recipe.rest.betas is None and (terms.b1, terms.b2) != (None, None):
             raise ValueError(f"rest[{role!r}] = {terms}: preset {recipe.name} has no AdamW there; leave out b1 and b2.")
+    group = recipe.hidden if recipe.rest is None else recipe.rest
+    decay = number("rest_weight_decay", rest_weight_decay)
+    base = AdamW(group.learning_rate_factor, *(group.betas or (None, None)), weight_decay=decay)
     return _Plan(
         preset=recipe,
         learning_rate=rate,
         hidden=AdamW(recipe.hidden.learning_rate_factor, weight_decay=decays.pop("hidden", 0.0)),
-        rest=_rest_terms(recipe, factors, decays, number("rest_weight_decay", rest_weight_decay), asked),
+        rest=rest_terms(base, recipe.roles, factors, decays, asked),
         weight_decay_mode=choose(weight_decay_mode, {mode: mode for mode in get_args(Mode)}, "weight_decay_mode"),
         settings=Settings(
             weights=loaded,
@@ -330,49 +334,6 @@ def _plan(
         per_head=per_head,
         weight_dimension_numbers=weight_dimension_numbers,
     )
-
-
-def _by_role(name: str, value: Any, alone: str, read: Callable[[str, Any], Any] = number) -> dict[str, Any]:
-    """A value by role; one that is given alone belongs to the role `alone`."""
-    if not isinstance(value, Mapping):
-        return {alone: read(name, value)}
-    known = REST_ROLES if alone == "rest" else (alone, *REST_ROLES)
-    for role in value:
-        choose(role, dict.fromkeys(known), f"role in {name}")
-    return {role: read(f"{name}[{role!r}]", x) for role, x in value.items()}
-
-
-def _checked_terms(name: str, terms: Any) -> AdamW:
-    if not isinstance(terms, AdamW):
-        raise TypeError(f"{name} = {terms!r}: expected a celo2_harness.AdamW.")
-    values = {field: number(f"{name}.{field}", x) for field, x in vars(terms).items() if x is not None}
-    for field in ("b1", "b2"):
-        if not 0.0 <= values.get(field, 0.0) < 1.0:
-            raise ValueError(f"{name}.{field} = {values[field]!r}: expected a number in [0, 1).")
-    return AdamW(**values)
-
-
-def _rest_terms(
-    recipe: Preset, factors: Mapping[str, Any], decays: Mapping[str, Any], weight_decay: Any, asked: Mapping[str, AdamW]
-) -> dict[str, AdamW]:
-    """What "rest" and every role that is set apart from it have; general layers first, special ones over them."""
-    group = recipe.hidden if recipe.rest is None else recipe.rest
-    base = AdamW(group.learning_rate_factor, *(group.betas or (None, None)), weight_decay=weight_decay)
-
-    def terms_of(*names: str) -> AdamW:
-        terms = base
-        for layer in (recipe.roles.get, lambda _: AdamW(factors.get("rest"))):
-            for name in names:
-                terms = (layer(name) or AdamW()).over(terms)
-        for name in names:
-            terms = AdamW(factors.get(name), weight_decay=decays.get(name)).over(terms)
-        for name in names:
-            terms = asked.get(name, AdamW()).over(terms)
-        return terms
-
-    apart = [role for role in REST_ROLES if any(role in layer for layer in (recipe.roles, factors, decays, asked))]
-    found = {role: terms_of("vector", role) if role in _VECTORS else terms_of(role) for role in apart}
-    return {"rest": terms_of("rest"), **found}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashable: programs hash what an optimizer closes over
@@ -482,7 +443,7 @@ class _Plan:
             if key == "hidden" or (terms.b1, terms.b2) == (group.betas or (None, None))
             else (f" ({terms.b1:g}, {terms.b2:g})")
         )
-        leaf = jax.ShapeDtypeStruct(route.shape, _wide(route.dtype))
+        leaf = jax.ShapeDtypeStruct(route.shape, wide_dtype(route.dtype))
         return routing.ReportRow(
             route=route,
             optimizer=group.optimizer + betas,
@@ -495,65 +456,3 @@ class _Plan:
 
 def _bytes(tx: optax.GradientTransformation, params: Any) -> int:
     return tree_bytes(jax.eval_shape(tx.init, params))
-
-
-def _wide(dtype: Any) -> Any:
-    """The dtype of state and arithmetic: at least float32; other kinds of numbers stay."""
-    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
-    return jnp.dtype(jnp.float32) if narrow else dtype
-
-
-def _in_float32(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """State and arithmetic do not follow the parameters down to bfloat16; updates have the parameters' dtype."""
-
-    def widened(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: x if x.dtype == _wide(x.dtype) else x.astype(_wide(x.dtype)), tree)
-
-    def like(update: Any, parameter: Any) -> Any:
-        # What is no floating-point array is frozen, whatever its gradient is.
-        floating = jnp.issubdtype(parameter.dtype, jnp.floating)
-        return update.astype(parameter.dtype) if floating else jnp.zeros_like(parameter)
-
-    def init_fn(params: Params) -> optax.OptState:
-        return tx.init(widened(params))
-
-    def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
-        updates, state = tx.update(widened(updates), state, widened(params), **extra_args)
-        return jax.tree.map(like, updates, params), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
-
-
-# What JAX and Optax raise for a tree or an array that does not fit.
-_TREE_ERRORS = (ValueError, TypeError, AttributeError, KeyError, IndexError)
-
-
-def _explained(name: str, tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, with messages that name the leaf where parameters, updates and state do not belong together."""
-
-    def update_fn(updates: Updates, state: Any, params: Any = None, **extra_args: Any) -> tuple[Updates, Any]:
-        if params is None:
-            raise ValueError(
-                f"{name}: update(updates, state, params) was called without params. The update depends on the"
-                " parameters; pass the tree that you will apply the updates to."
-            )
-        require_like_params(name, updates, params)
-        try:
-            return tx.update(updates, state, params, **extra_args)
-        except _TREE_ERRORS as error:
-            difference = state_difference(state, params)
-            if difference is None:
-                raise
-            raise ValueError(
-                f"{name}: the state is not one that init makes for these parameters: {difference} Make it with init of"
-                " this optimizer, built with the same options, on the tree that is passed as params."
-            ) from error
-
-    def state_difference(state: Any, params: Params) -> str | None:
-        try:
-            wanted = jax.eval_shape(tx.init, params)
-        except _TREE_ERRORS:
-            return None  # the parameters themselves are refused
-        return tree_difference(state, wanted, dtypes=True)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update_fn)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from beartype import BeartypeConf, beartype
 
 from celo2_harness import plugins
 from celo2_harness._arguments import choose
-from celo2_harness._types import ScalarOrSchedule, Updates
+from celo2_harness._types import Updates
 from celo2_harness.blocks import (
     celo2_direction,
     in_eigenbasis,
@@ -28,6 +28,7 @@ from celo2_harness.blocks import (
 )
 from celo2_harness.blocks.in_eigenbasis import Mode
 from celo2_harness.blocks.views import WeightDimensionNumbers, optax_dimension_numbers
+from celo2_harness.roles import AdamW
 from celo2_harness.velo import VELO, VELO_S, VeloConfig, VeloWeights, load_velo_weights, velo
 from celo2_harness.weights import LinearWeights, Weights, load_weights
 
@@ -41,32 +42,6 @@ ADAMW_RMS = 0.2
 THREE_NUMBERS = ((0.9, 0.99), (1.9 / 2.66, 0.76 / 2.66), 2.66 / 3.66)
 
 _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
-
-
-@dataclasses.dataclass(frozen=True)
-class AdamW:
-    """The settings in which one role differs from the rest of its preset; None stands for no difference.
-
-    Attributes:
-        learning_rate_factor: Learning rate over that of hidden matrices, a number or a schedule.
-        b1: Decay of the first moment.
-        b2: Decay of the second moment.
-        weight_decay: Weight decay, a number or a schedule.
-
-    Example:
-        >>> from celo2_harness import harness
-        >>> tx = harness.build(rest={"embedding": AdamW(b2=0.99, weight_decay=0.1), "gain": AdamW(weight_decay=0.0)})
-    """
-
-    learning_rate_factor: ScalarOrSchedule | None = None
-    b1: float | None = None
-    b2: float | None = None
-    weight_decay: ScalarOrSchedule | None = None
-
-    def over(self, other: "AdamW") -> "AdamW":
-        """This one, with the other's values where it has none."""
-        values = {name: value for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(other, **values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,5 +142,5 @@ def test_what_does_not_fit_is_named():
         function(TINY)
     with pytest.raises(c2.WeightsError, match=r"celo2_linear: LinearWeights, expected Weights.*linear_direction"):
         c2.celo2_direction("celo2_linear")
-    with pytest.raises(ValueError, match="total_steps = 0, expected at least 1"):
+    with pytest.raises(ValueError, match="total_steps = 0: expected a whole number of steps >= 1"):
         function("celo2_linear", 0)

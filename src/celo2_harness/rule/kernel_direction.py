@@ -9,14 +9,13 @@ kept beside the state. The arithmetic is that of `features` and `network`, appli
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
 from celo2_harness.rule.accumulators import FACTORED_FLOOR, Moments, average, clip_gradient, update_elementwise
@@ -36,6 +35,7 @@ from celo2_harness.rule.features import (
 )
 from celo2_harness.rule.network import FirstLayer, first_layer, first_units, upper_layers
 from celo2_harness.rule.padding import mean_over
+from celo2_harness.rule.tiles import Grid, Tile
 from celo2_harness.rule.view import MatrixView
 
 # Entries of a tile, which a program holds in registers. Compiled for an H100 the kernels take 32, 85 and 185 of the 255
@@ -43,8 +43,6 @@ from celo2_harness.rule.view import MatrixView
 MEANS_TILE = 4096
 SQUARES_TILE = 1024
 NETWORK_TILE = 512
-ROW = 128  # the most of a row, which four warps read at once
-WARPS = 4
 
 
 def direction_in_tiles(
@@ -97,11 +95,11 @@ def direction_in_tiles(
     statistics = _statistics(planes.gradient, planes.parameter, planes.mu, planes.nu, planes.diag, thin, stand_ins)
     groups = channel_groups(config, flat, statistics)
     rows = groups[0].rows
-    squares = _mean_squares(config, _Grid(flat, lengths, SQUARES_TILE, interpret), planes, thin, rows)
+    squares = _mean_squares(config, Grid(flat, lengths, SQUARES_TILE, interpret), planes, thin, rows)
     ones = jnp.ones((len(rows), *[1] * len(flat.viewed)))
     offsets = first_layer(theta, flat, groups, [ones, *input_scales(flat, groups[1:], lengths=lengths)]).offsets
     raw, mu, nu, diag = _network(
-        theta, config, _Grid(flat, lengths, NETWORK_TILE, interpret), planes, thin, rows, offsets, squares
+        theta, config, Grid(flat, lengths, NETWORK_TILE, interpret), planes, thin, rows, offsets, squares
     )
     new = Moments(
         mu=tuple(x.reshape(m.shape) for x, m in zip(mu, moments.mu, strict=True)),
@@ -154,7 +152,7 @@ def _factored_moments(
 ) -> tuple[list[Array], list[Array]]:
     """The row and column moments after the gradient, (matrices, length)."""
     assert view.factored is not None and moments.row is not None and moments.col is not None
-    over_columns, over_rows = _sums_of_squares(_Grid(view, lengths, MEANS_TILE, interpret), gradient)
+    over_columns, over_rows = _sums_of_squares(Grid(view, lengths, MEANS_TILE, interpret), gradient)
     by_axis = {2: over_columns, 1: over_rows}
     d1, d0 = view.factored
 
@@ -194,160 +192,7 @@ def _statistics(
     )
 
 
-class _Tile(NamedTuple):
-    """A tile of an array in memory, which is read where it is asked for."""
-
-    ref: Any
-    mask: Any
-
-    def __getitem__(self, index: Any) -> Array:
-        # A NumPy number: the interpreter asks an index for its shape.
-        ref = self.ref if index is ... else self.ref.at[np.int32(index)]
-        return ref[...] if self.mask is None else triton.load(ref, mask=self.mask, other=0.0)
-
-    def write(self, x: Array) -> None:
-        """Writes the tile."""
-        x = x.astype(self.ref.dtype)
-        if self.mask is None:
-            self.ref[...] = x
-        else:
-            triton.store(self.ref, x, mask=self.mask)
-
-
-class _Grid:
-    """The tiles of a leaf, one to a program; what a tile has beyond the end of its matrix is masked.
-
-    Attributes:
-        shape: The number of matrices, their rows and columns. A vector is a matrix of one row.
-        tile: Rows and columns of a tile.
-        parts: How many tiles a matrix has down and across.
-        counts: The entries of each matrix, without padding.
-    """
-
-    def __init__(self, view: MatrixView, lengths: np.ndarray | None, entries: int, interpret: bool):
-        self._interpret, self._is_matrix = interpret, view.is_matrix
-        self.shape = view.viewed if view.is_matrix else (view.viewed[0], 1, view.viewed[1])
-        rows, columns = map(_power, self.shape[1:])  # Triton wants powers of two.
-        width = min(columns, ROW if rows > 1 else entries)
-        height = min(rows, entries // width)
-        self.tile = (height, min(columns, entries // height))
-        self.parts = tuple(-(-n // size) for n, size in zip(self.shape[1:], self.tile, strict=True))
-        self._ends = None
-        self.counts = np.full(self.shape[0], math.prod(self.shape[1:]))
-        if lengths is not None:
-            ends = lengths if view.is_matrix else np.concatenate([np.ones_like(lengths), lengths], axis=1)
-            self._ends = jnp.asarray(ends, jnp.int32)
-            self.counts = np.prod(ends, axis=1)
-
-    @property
-    def tiles(self) -> int:
-        """The tiles of a matrix."""
-        return math.prod(self.parts)
-
-    def place(self, program: Any) -> tuple[Any, Any, Any]:
-        """Which matrix, and where in it."""
-        down, across = self.parts
-        return program // (down * across), program // across % down, program % across
-
-    def lift(self, x: Array) -> Array:
-        """An array that broadcasts to the leaf, with the axes of matrices, rows and columns."""
-        return x if self._is_matrix else jnp.expand_dims(x, -2)
-
-    def block(self, shape: Sequence[int]) -> pl.BlockSpec:
-        """The tile of an array with these three axes; thin ones have length one, others before them are whole."""
-        *before, count, rows, columns = shape
-        sizes = [1 if n == 1 else size for n, size in zip((rows, columns), self.tile, strict=True)]
-
-        def index(program: Any) -> tuple[Any, ...]:
-            matrix, down, across = self.place(program)
-            return (
-                *[0] * len(before),
-                0 if count == 1 else matrix,
-                0 if rows == 1 else down,
-                0 if columns == 1 else across,
-            )
-
-        return pl.BlockSpec((*before, None, *sizes), index)
-
-    def mask(self, shape: Sequence[int], ends: Any) -> Any:
-        """Which entries of a tile of such an array lie in the matrix; None if all do."""
-        mask = None
-        places = self.place(pl.program_id(0))[1:]
-        for axis, (length, size, place) in enumerate(zip(self.shape[1:], self.tile, places, strict=True)):
-            if shape[-2 + axis] == 1 or (ends is None and length % size == 0):
-                continue
-            sizes = tuple(1 if n == 1 else size for n, size in zip(shape[-2:], self.tile, strict=True))
-            index = place * size + jax.lax.broadcasted_iota(jnp.int32, sizes, axis)
-            inside = index < (length if ends is None else ends[axis])
-            mask = inside if mask is None else mask & inside
-        return mask
-
-    def launch(
-        self,
-        name: str,
-        body: Callable[[Any, Any, list[Any]], None],
-        tiled: Any,
-        whole: Any,
-        outputs: Sequence[tuple[jax.ShapeDtypeStruct, pl.BlockSpec | None]],
-        in_place: Sequence[tuple[Array, int]] = (),
-    ) -> Sequence[Array]:
-        """Runs a kernel with a program to a tile.
-
-        Args:
-            name: The name of the kernel.
-            body: Called with `tiled` and `whole` as trees of tiles and references, and with the references to write.
-            tiled: A tree of arrays with the axes of matrices, rows and columns, of length one where they are thin.
-            whole: A tree of arrays that every program may read anywhere.
-            outputs: The outputs, and which part of them a program writes; None for the tile of an array like the leaf.
-            in_place: Arrays out of `tiled` that an output is written over, and which.
-        """
-        arrays, tree = jax.tree.flatten(tiled)
-        numbers, number_tree = jax.tree.flatten((self._ends, whole))
-        aliases = {len(numbers) + next(i for i, x in enumerate(arrays) if x is array): k for array, k in in_place}
-
-        def kernel(*refs: Any) -> None:
-            written = list(refs[len(refs) - len(outputs) :])
-            ends, whole = number_tree.unflatten(refs[: len(numbers)])
-            if ends is not None:
-                matrix, _, _ = self.place(pl.program_id(0))
-                ends = (ends[matrix, 0], ends[matrix, 1])
-            masks: dict[tuple[int, ...], Any] = {}
-
-            def masked(ref: Any, array: Any) -> _Tile:
-                thin = tuple(n == 1 for n in array.shape[-2:])
-                if thin not in masks:
-                    masks[thin] = self.mask(array.shape, ends)
-                return _Tile(ref, masks[thin])
-
-            tiles = [masked(*pair) for pair in zip(refs[len(numbers) : -len(outputs)], arrays, strict=True)]
-            for k, (output, spec) in enumerate(outputs):
-                if spec is None:
-                    written[k] = masked(written[k], output)
-            body(tree.unflatten(tiles), whole, written)
-
-        return pl.pallas_call(
-            kernel,
-            out_shape=[output for output, _ in outputs],
-            grid=(self.shape[0] * self.tiles,),
-            in_specs=[*map(_everything, numbers), *(self.block(x.shape) for x in arrays)],
-            out_specs=[spec or self.block(output.shape) for output, spec in outputs],
-            input_output_aliases=aliases,
-            interpret=self._interpret,
-            compiler_params=None if self._interpret else triton.CompilerParams(num_warps=WARPS),
-            name=name,
-        )(*numbers, *arrays)
-
-
-def _everything(x: Array) -> pl.BlockSpec:
-    return pl.BlockSpec(x.shape, lambda _: (0,) * x.ndim)
-
-
-def _power(n: int) -> int:
-    """The power of two that holds n."""
-    return 1 << (n - 1).bit_length()
-
-
-def _sums_of_squares(grid: _Grid, gradient: Array) -> tuple[Array, Array]:
+def _sums_of_squares(grid: Grid, gradient: Array) -> tuple[Array, Array]:
     """The sums of the squares of the clipped gradient over columns, and over rows; both (matrices, length)."""
     count, rows, columns = grid.shape
     (down, across), (height, width) = grid.parts, grid.tile
@@ -387,7 +232,7 @@ def _full_channels(
 
 def _after_gradient(config: RuleConfig, planes: _Planes, row: Any, col: Any, means: Any, matrix: Any) -> LeafStatistics:
     """What features read, of a tile, from the accumulators before the gradient."""
-    planes, row, col = jax.tree.map(lambda tile: tile[...], (planes, row, col), is_leaf=lambda x: isinstance(x, _Tile))
+    planes, row, col = jax.tree.map(lambda tile: tile[...], (planes, row, col), is_leaf=lambda x: isinstance(x, Tile))
     gradient = clip_gradient(planes.gradient)
     mu, nu = update_elementwise(config, gradient, planes.mu, planes.nu)
     squared = jnp.square(gradient) + FACTORED_FLOOR
@@ -399,7 +244,7 @@ def _after_gradient(config: RuleConfig, planes: _Planes, row: Any, col: Any, mea
 
 
 def _mean_squares(
-    config: RuleConfig, grid: _Grid, planes: _Planes, thin: _Thin, rows: Sequence[int]
+    config: RuleConfig, grid: Grid, planes: _Planes, thin: _Thin, rows: Sequence[int]
 ) -> Float[Array, "channels_and_one matrices"]:
     """The mean squares of the channels, and last the sum of the absolute values of the slowest momentum."""
 
@@ -431,7 +276,7 @@ def _mean_squares(
 def _network(
     theta: Theta,
     config: RuleConfig,
-    grid: _Grid,
+    grid: Grid,
     planes: _Planes,
     thin: _Thin,
     rows: Sequence[int],
