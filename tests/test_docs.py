@@ -175,8 +175,9 @@ ARROWS = {
     "weights": {"rule"},
     "blocks": {"rule", "weights"},
     "velo": {"blocks", "rule", "weights"},
-    "presets": {"blocks", "rule", "velo", "weights"},
-    "harness": {"presets", "routing", "blocks", "rule", "schedules", "sharding", "velo", "weights"},
+    "roles": set(),
+    "presets": {"roles", "blocks", "rule", "velo", "weights"},
+    "harness": {"presets", "roles", "routing", "blocks", "rule", "schedules", "sharding", "velo", "weights"},
 }
 
 
