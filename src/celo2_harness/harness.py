@@ -126,8 +126,9 @@ def build(
         state_dtype: The dtype of the learned rule's momenta and second moment, float32 or bfloat16.
         kernel: How the learned rule is computed: "auto" (three Pallas kernels a leaf where JAX runs on one GPU, else
             XLA), "xla" or "pallas" (without a GPU it is interpreted, which is slow and meant for tests).
-        precision: The precision of the products of Newton-Schulz, as in `jax.numpy.matmul`, for example "highest" or
-            "BF16_BF16_F32". None: the highest where JAX runs on a CPU, and the hardware's usual one on accelerators.
+        precision: The precision of the matrix products of Newton-Schulz and of turning into an eigenbasis, as in
+            `jax.numpy.matmul`, for example "highest" or "BF16_BF16_F32". None: the highest where JAX runs on a CPU,
+            and the hardware's usual one on accelerators.
         sharding: How the parameters lie on a mesh of devices: a mesh (placed by
             `celo2_harness.sharding.parameter_shardings`), a tree of `jax.sharding.NamedSharding` like the parameters,
             or a function of the parameters returning one. State and updates are then placed like the parameters, and
@@ -427,7 +428,7 @@ class _Plan:
         ways = {"xla": "by XLA", "pallas": "in Pallas kernels"}
         return (
             f"on {jax.default_backend()}: learned rules are computed {ways[kernel]} (kernel={self.settings.kernel!r}),"
-            f" products of Newton-Schulz at precision {precision} (precision={self.settings.precision!r})"
+            f" matrix products are made at precision {precision} (precision={self.settings.precision!r})"
         )
 
     def row(self, route: routing.Route) -> routing.ReportRow:

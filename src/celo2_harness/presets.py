@@ -53,7 +53,7 @@ class Settings:
         views: The matrix view of every leaf, as blocks take it (`weight_dimension_numbers`).
         state_dtype: The dtype of the learned rule's state.
         kernel: How the learned rule is computed.
-        precision: The precision of the products of Newton-Schulz.
+        precision: The precision of matrix products.
         sharding: The `NamedSharding` of every leaf, as a function of the updates; None on one device.
         total_steps: The length of the run in steps; None where it is not known.
         betas: The decays of AdamW's moments.
@@ -166,7 +166,9 @@ def _in_eigenbasis(direction: optax.GradientTransformation, mode: Mode, settings
     """The stack of `modern_muon` and `celo2`: they differ in the direction alone."""
     views, sharding = settings.views, settings.sharding
     return optax.chain(
-        in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views, sharding=sharding),
+        in_eigenbasis(
+            direction, mode=mode, weight_dimension_numbers=views, precision=settings.precision, sharding=sharding
+        ),
         orthogonalize(weight_dimension_numbers=views, precision=settings.precision, sharding=sharding),
         normalize_rms(weight_dimension_numbers=views),
         scale_by_width(weight_dimension_numbers=views),

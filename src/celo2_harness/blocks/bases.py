@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike
 
-from celo2_harness.rule import MatrixView
+from celo2_harness.rule import MatrixView, usual_precision
 from celo2_harness.rule.eigenbasis import Orthonormalize, matmul, next_basis, transposed
 
 Sides = Literal["one", "both"]
@@ -53,6 +53,7 @@ def axes_with_basis(view: MatrixView, sides: Sides, max_size: int) -> tuple[int,
 
 def turn(x: Array, sides: Sequence[Side], *, back: bool = False, precision: Any = None) -> Array:
     """A viewed array in the coordinates of the bases, Q^T x along the rows and x Q along the columns; or back."""
+    precision = usual_precision(precision)
     for side in sides:
         basis = transposed(side.basis) if back else side.basis
         x = matmul(transposed(basis), x, precision) if side.axis == -2 else matmul(x, basis, precision)

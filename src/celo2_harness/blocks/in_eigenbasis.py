@@ -84,8 +84,8 @@ def in_eigenbasis(
         weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
         orthonormalize: How the columns of a basis are made orthonormal: `cholesky_qr`, or a function like
             `lambda y: jax.numpy.linalg.qr(y)[0]`.
-        precision: The precision of the products that turn gradients, parameters and momenta, as in
-            `jax.numpy.matmul`; None is highest. Covariances and bases are always made at the highest.
+        precision: The precision of the products that turn gradients, parameters and momenta, as in `orthogonalize`.
+            Covariances and bases are always made at the highest.
         sharding: How the updates lie on a mesh (see `orthogonalize`). The second moment is placed like them;
             covariances and bases lie on every device, and the matrices of one size are shared out among the devices
             when new bases are made, whose results one all-gather collects.

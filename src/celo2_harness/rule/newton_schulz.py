@@ -89,7 +89,7 @@ def newton_schulz(
 
 
 def usual_precision(precision: Any = None) -> Any:
-    """Returns what None stands for in `newton_schulz`: "highest" where JAX runs on a CPU, else "default"."""
+    """The precision of matrix products that None stands for: "highest" where JAX runs on a CPU, else "default"."""
     if precision is not None:
         return precision
     return "highest" if jax.default_backend() == "cpu" else "default"
