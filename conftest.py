@@ -47,9 +47,6 @@ OPTIMISED = {
     "test_bench.py",
     "test_convergence.py",
     "test_golden.py",
-    "test_oracle.py",
-    "test_plain.py",
-    "test_presets.py",
 }
 
 

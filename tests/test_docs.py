@@ -33,7 +33,7 @@ params = {"embed": {"embedding": jnp.ones((16, 8))}, "fc": {"kernel": jnp.ones((
 """
 }
 # These compile the learned rule, or a step of meta-training, more than a few times.
-SLOW = ("docs/guide/wrappers.md", "docs/research/meta-training.md", "docs/research/velo.md")
+SLOW = ("docs/guide/blocks.md", "docs/guide/wrappers.md", "docs/research/meta-training.md", "docs/research/velo.md")
 _BLOCK = re.compile(
     r"(?P<skip><!-- not run: [^>]+ -->\s*)?^(?P<indent>[ ]*)```(?P<language>python|pycon)\b[^\n]*\n"
     r"(?P<code>.*?)^[ ]*```",

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import linen as nn, nnx
 from flax.training.train_state import TrainState
-from helpers import TINY, VELO_TINY, assert_trees_close, normal
+from helpers import TINY, VELO_TINY, arguments, assert_trees_close, normal
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import celo2_harness as c2
@@ -19,6 +19,10 @@ NAMES = ("adamw", "muon", "celo2_base", "celo2_ortho")
 # Those that take long to compile run in .ci/run.
 PRESETS = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("muon", "celo2_base"))) for name in NAMES]
 SHAPES = {"layer": {"kernel": (4, 6), "bias": (6,)}}
+
+
+def build(preset, **options):
+    return c2.build(learning_rate=1e-2, **arguments(preset), **options)
 
 
 # ------------------------------------------------------------------------------------------------------------ metadata
@@ -39,7 +43,7 @@ class Layer(nnx.Module):
 def test_nnx_metadata_changes_no_number(preset):
     def trained(axes):
         model = Layer(axes)
-        optimizer = nnx.Optimizer(model, c2.build(preset, 1e-2), wrt=nnx.Param)
+        optimizer = nnx.Optimizer(model, build(preset), wrt=nnx.Param)
         loss = lambda model: jnp.mean(model(jnp.ones((2, 4))) ** 2)
         step = nnx.jit(lambda model, optimizer: optimizer.update(model, nnx.grad(loss)(model)))
         for _ in range(2):
@@ -56,7 +60,7 @@ def test_linen_names_axes_of_the_state_that_has_them(preset):
     split = nn.with_partitioning(nn.initializers.lecun_normal(), ("fsdp", "tensor"))
     model = nn.Dense(6, kernel_init=split)
     params = model.init(jax.random.key(0), jnp.ones((2, 4)))["params"]
-    state = jax.eval_shape(lambda: TrainState.create(apply_fn=model.apply, params=params, tx=c2.build(preset, 1e-2)))
+    state = jax.eval_shape(lambda: TrainState.create(apply_fn=model.apply, params=params, tx=build(preset)))
     specs = nn.get_partition_spec(state)
     assert specs.params["kernel"] == PartitionSpec("fsdp", "tensor")
     is_spec = lambda x: isinstance(x, PartitionSpec)
@@ -65,7 +69,13 @@ def test_linen_names_axes_of_the_state_that_has_them(preset):
         assert found[path] == (PartitionSpec("fsdp", "tensor") if x.shape == (4, 6) else PartitionSpec()), path
 
 
-@pytest.mark.parametrize("tx", [c2.normalize_rms("rolling"), velo(VELO_TINY, num_steps=10)], ids=["rolling", "velo"])
+@pytest.mark.parametrize(
+    "tx",
+    [
+        pytest.param(c2.normalize_rms("rolling"), id="rolling"),
+        pytest.param(velo(VELO_TINY, num_steps=10), id="velo", marks=pytest.mark.slow),
+    ],
+)
 def test_blocks_take_boxes(tx, key):
     plain = {"kernel": jax.random.normal(key, (4, 6))}
     boxed = {"kernel": nn.Partitioned(plain["kernel"], ("fsdp", "tensor"))}
@@ -85,7 +95,7 @@ def test_explicit_axes(preset, jitted, inside, key):
     plain = normal(key, SHAPES)
     place = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp")))
     params = jax.tree.map(place, plain)
-    tx = c2.build(preset, 1e-2)
+    tx = build(preset)
     update = jax.jit(tx.update) if jitted else tx.update
     wanted, _ = tx.update(plain, tx.init(plain), plain)
     if inside:
@@ -116,7 +126,7 @@ FROZEN = {
 def test_frozen_leaves_of_any_dtype(name, preset, key):
     rules = [("^base$", "frozen")]
     params = normal(key, SHAPES) | {"base": FROZEN[name]}
-    tx = c2.build(preset, 1e-2, rules=rules, weight_decay=0.1, rest_weight_decay=0.1)
+    tx = build(preset, rules=rules, weight_decay=0.1, rest_weight_decay=0.1)
     update = lambda tx, params: tx.update(params, tx.init(params), params)[0]
     alone = {"layer": params["layer"]}
     for found in (update(tx, params), update(c2.guard_updates(tx), params)):
@@ -152,7 +162,7 @@ def test_other_leaves_have_to_be_frozen():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_derivatives_through_an_update_whose_gradients_are_stopped(preset, key):
     params = normal(key, SHAPES)
-    tx = c2.build(preset, 1e-2)
+    tx = build(preset)
     forward = lambda p: jnp.sum((jnp.ones((2, 4)) @ p["layer"]["kernel"] + p["layer"]["bias"][None]) ** 2)
 
     def outer(params, rate):
@@ -191,7 +201,7 @@ def test_updates_of_many_runs_at_once(key):
 def test_an_optimizer_can_be_hashed_by_what_it_closes_over():
     """As Optimistix does; and weights can be a static argument of `jax.jit`."""
     for preset in NAMES:
-        for function in c2.build(preset, 1e-2, weight_decay={"hidden": 0.1, "embedding": 0.1}):
+        for function in build(preset, weight_decay={"hidden": 0.1, "embedding": 0.1}):
             for cell in inspect.unwrap(function).__closure__ or ():
                 hash(cell.cell_contents)
     size = jax.jit(lambda weights, x: x * weights.theta.b0.size, static_argnums=0)

@@ -118,6 +118,7 @@ def test_the_kernels_keep_the_states_dtype_and_ignore_matrices_without_a_gradien
     assert relative_error(found[1].direction, found[0].direction) <= 1e-5
 
 
+@pytest.mark.slow
 def test_leaves_that_share_a_batch_agree_too():
     # Of different shapes, so that some are padded; and one that lies transposed.
     shapes = {"a": (5, 9), "b": (9, 6), "c": (4, 8), "bias": (7,), "scale": (3,)}
@@ -134,6 +135,7 @@ def test_leaves_that_share_a_batch_agree_too():
     jax.tree.map(lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-6), found[1][1], found[0][1])
 
 
+@pytest.mark.slow
 def test_the_kernels_run_in_a_batch_of_leaves():
     view, rng = VIEWS["odd sizes"], np.random.default_rng(3)
     g = jnp.asarray(rng.normal(size=(3, *view.shape)), jnp.float32)

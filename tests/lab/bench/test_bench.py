@@ -91,6 +91,7 @@ def test_temporaries_of_velo_stay_near_the_parameters():
     assert costs["velo"].state_bytes <= 4.05 * costs["velo"].parameter_bytes
 
 
+@pytest.mark.slow
 def test_presets_that_need_weights_are_measured_with_random_ones():
     optimizers = _optimizers(Config(preset=("velo", "velo_s")))
     state = jax.eval_shape(optimizers["velo"].init, {"kernel": jax.ShapeDtypeStruct((8, 4), "float32")})

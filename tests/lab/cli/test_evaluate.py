@@ -132,6 +132,7 @@ def test_several_processes_share_the_runs(folder):
     assert {line.seed: without_times(line) for line in lines} == alone
 
 
+@pytest.mark.slow
 def test_from_a_suite_to_a_page(folder, capsys):
     pytest.importorskip("matplotlib")
     text = SUITE.replace("eval_every = 6", "eval_every = 3")

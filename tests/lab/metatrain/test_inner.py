@@ -150,7 +150,7 @@ def blocks_of(config):
 @pytest.mark.parametrize(
     ("variant", "normalization", "widths", "eigenbasis"),
     [
-        ("ortho", "per_step", (64, 3, 10), False),
+        pytest.param("ortho", "per_step", (64, 3, 10), False, marks=pytest.mark.slow),
         ("ortho", "per_step", (64, 3, 10), True),
         ("base", "per_step", (64, 3, 10), False),
         # A square kernel: its last axis counts as the larger one.

@@ -123,6 +123,7 @@ def test_muon_is_the_blocks(inner_data, key):
         assert_trees_close([layer.kernel.T for layer in unroll.params], kernels, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_judged_by_its_end_goes_on_after_a_stop(data, tmp_path):
     """References are measured once and lie in the checkpoint."""
     config = dataclasses.replace(

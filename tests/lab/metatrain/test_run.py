@@ -103,6 +103,7 @@ def part(images, out, devices, stop, *wait):
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not(whole, data, images, tmp_path):
     """SIGKILL after the second iteration, of which there are metrics and no checkpoint."""
     with part(images, tmp_path, 1, 2, "wait") as killed:

@@ -130,6 +130,7 @@ def test_the_other_units_are_random_and_silent(key):
     assert np.any(np.abs(np.asarray(slopes.w1[2:, :2])) > 1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_starts_there_and_resumes(data, tmp_path):
     config = dataclasses.replace(META_CONFIG, outer_learning_rate=0.0, iterations=2)
     stop = {"should_stop": lambda: True}

@@ -36,7 +36,10 @@ def tasks():
     return {kind: make_task(kind, "digits", batch=32) for kind in KINDS}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# The others compile long.
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "image_mlp" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_loss_falls_and_evaluation_is_the_mean(kind, tasks):
     task = tasks[kind]
     tx = optax.adam(1e-2)
