@@ -74,7 +74,16 @@ TABLE = {
 }
 # Rows whose state is (in part) that of Optax's Adam or Muon, which keep arrays for empty leaves too.
 OPTAX_STATE = ("adam", "muon", "celo2_ortho", "schedule", "guard_updates")
-rows = pytest.mark.parametrize("row", TABLE)
+# These differ from rows beside them in one option, and run in .ci/run.
+SLOW_ROWS = (
+    "celo2_direction, bfloat16 state",
+    "in_eigenbasis, both sides, every second step",
+    "velo, bfloat16 state",
+    "preset celo2_muon",
+)
+rows = pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=[pytest.mark.slow] * (row in SLOW_ROWS)) for row in TABLE]
+)
 # The others differ in their directions, which have rows of their own, and compile long.
 FAST = ("celo2_ortho", "adamw", "velo")
 SOME_SLOW = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]

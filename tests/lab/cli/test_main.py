@@ -179,6 +179,7 @@ def test_train_writes_a_run_and_knows_its_settings_when_resumed(folder, capsys):
         assert difference in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_when_asked(folder, capsys):
     words = [*SMALL, "--preset", "adamw", "--steps", "4", "--average-tail", "--out"]
     assert main(["train", *words, str(folder / "train")]) == 0

@@ -272,7 +272,9 @@ def average(name, problem, theta, data, tasks=20_000):
     return mean, jax.tree.map(lambda g: jnp.std(g, axis=0) / math.sqrt(tasks), gradients)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "quadratic")) for case in CASES]
+)
 def test_unbiased_where_truncation_hurts(case):
     """PES and whole unrolls agree with exact meta-gradients; truncated ES does not."""
     problem, theta, data = CASES[case]
