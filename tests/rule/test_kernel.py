@@ -54,7 +54,10 @@ def test_both_kernels_agree(name):
 
 # Newer versions of JAX announce that Pallas will leave Triton for Mosaic.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
-@pytest.mark.parametrize(("name", "kernels"), [("odd sizes", 3), ("stacked vectors", 2)])
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [pytest.param("several tiles", 3, marks=pytest.mark.slow), ("odd sizes", 3), ("stacked vectors", 2)],
+)
 def test_the_kernels_lower_for_a_gpu(name, kernels):
     # Lowering needs no GPU; it is where unsupported operations and tiles are refused.
     view = VIEWS[name]

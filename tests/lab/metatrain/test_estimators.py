@@ -272,6 +272,7 @@ def average(name, problem, theta, data, tasks=20_000):
     return mean, jax.tree.map(lambda g: jnp.std(g, axis=0) / math.sqrt(tasks), gradients)
 
 
+# The other case shows the same, and costs as much again.
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "quadratic")) for case in CASES]
 )
