@@ -183,7 +183,13 @@ def _modern_muon(settings: Settings) -> optax.GradientTransformation:
 def _celo2_in_eigenbasis(settings: Settings) -> optax.GradientTransformation:
     weights, views, dtype = settings.weights, settings.views, settings.state_dtype
     if isinstance(weights, LinearWeights):
-        direction = linear_direction(weights, settings.total_steps, weight_dimension_numbers=views, state_dtype=dtype)
+        direction = linear_direction(
+            weights,
+            settings.total_steps,
+            weight_dimension_numbers=views,
+            state_dtype=dtype,
+            sharding=settings.sharding,
+        )
     else:
         assert isinstance(weights, Weights)
         direction = celo2_direction(

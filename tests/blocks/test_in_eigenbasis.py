@@ -193,6 +193,30 @@ def test_views(key, mode):
     np.testing.assert_array_equal(got[-1]["bias"], plain[-1]["bias"])
 
 
+@pytest.mark.parametrize("sides", ["one", "both"])
+@pytest.mark.parametrize("mode", ["whiten", "act"])
+def test_small_leaves_that_turn_together_turn_as_they_would_alone(key, mode, sides):
+    # Wide and tall, stacked, square, and one shape of its own; "plain" has no momentum.
+    shapes = {"a": (3, 5), "plain": (3, 5), "tall": (5, 3), "stack": (2, 3, 5), "b": (4, 4), "c": (4, 4), "own": (2, 6)}
+    trees = [normal(jax.random.fold_in(key, i), shapes) for i in range(4)]
+    trees[2]["a"] = trees[2]["a"].at[0, 0].set(jnp.nan)
+    mask = {name: name != "plain" for name in shapes}
+    inner = lambda mask: optax.masked(optax.trace(0.9), mask)
+    qr = lambda y: jnp.linalg.qr(y)[0]
+    options = {"mode": mode, "sides": sides, "orthonormalize": qr, "eps": 1e-3}
+    got, state = run(c2.in_eigenbasis(inner(mask), **options), trees)
+    for name in shapes:
+        tx = c2.in_eigenbasis(inner({name: mask[name]}), **options)
+        wanted, reference = run(tx, [{name: tree[name]} for tree in trees])
+        for a, b in zip(got, wanted, strict=True):
+            assert relative_error(a[name], b[name]) <= 1e-4, name
+        for a, b in zip(state.squares[name], reference.squares[name], strict=True):
+            np.testing.assert_allclose(a.covariance, b.covariance, rtol=1e-5, atol=1e-5)
+        if mask[name]:
+            momenta = [x.inner_state.inner_state.trace[name] for x in (state, reference)]
+            assert relative_error(*momenta) <= 1e-4, name
+
+
 def test_long_sides_have_no_basis():
     gradients = gradients_of((5, 8))
     got, state = run(c2.in_eigenbasis(c2.mix_momenta(), max_size=4), gradients)

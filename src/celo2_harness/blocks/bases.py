@@ -1,7 +1,9 @@
-"""The sides of matrices that have a basis, and the next bases of all of them at once."""
+"""Matrices that turn together, their sides that have a basis, and the next bases of all of them at once."""
 
+import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike
 
-from celo2_harness.rule import MatrixView, usual_precision
+from celo2_harness.blocks.small import replace_members, small_batches
+from celo2_harness.rule import Batch, MatrixView, single_batch, usual_precision
 from celo2_harness.rule.eigenbasis import Orthonormalize, matmul, next_basis, transposed
 
 Sides = Literal["one", "both"]
@@ -30,11 +33,23 @@ class Square(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One side of the matrices of a leaf: the axis of the viewed array (-2 rows, -1 columns), and its `Square`."""
+    """One side of the matrices of a batch: the axis (-2 rows, -1 columns), and the `Square` of each matrix."""
 
     axis: int
     covariance: Array
     basis: Array
+
+
+class Turning(NamedTuple):
+    """Matrices that turn together: those of one leaf, or of several small ones.
+
+    `gradient` is float32, and zero in matrices that are not `finite` (of its shape, with ones for the matrix).
+    """
+
+    batch: Batch
+    sides: list[Side]
+    gradient: Array
+    finite: Array
 
 
 def axes_with_basis(view: MatrixView, sides: Sides, max_size: int) -> tuple[int, ...]:
@@ -51,8 +66,72 @@ def axes_with_basis(view: MatrixView, sides: Sides, max_size: int) -> tuple[int,
     return tuple(by_length[k] for k in CHOSEN[sides] if view.viewed[by_length[k]] <= max_size)
 
 
+def squares_of(batch: Batch, side: int) -> Batch:
+    """The squares of one side of every matrix of a batch, as a batch. A square does not turn with its matrix."""
+    n = batch.matrix[side]
+    views = (MatrixView((*axes, n, n), (len(axes),), (len(axes) + 1,)) for axes in (v.viewed[:-2] for v in batch.views))
+    return Batch(batch.members, tuple(views), (n, n), tall=False)
+
+
+def turning_together(
+    views: Sequence[MatrixView],
+    gradients: Sequence[Array],
+    squares: Sequence[Sequence[Square]],
+    axes_of: Callable[[MatrixView], Sequence[int]],
+    places: Sequence[NamedSharding | None],
+) -> list[Turning]:
+    """Sorts the leaves that have bases: small ones of one shape turn together, every other one by itself.
+
+    Args:
+        views: The views of all leaves.
+        gradients: The gradients, float32.
+        squares: What is kept for every leaf.
+        axes_of: The axes of a view that have a basis, in the order of the squares.
+        places: How the leaves lie on a mesh; None of those that do not.
+
+    Returns:
+        The matrices, whose batches hold the positions of their leaves.
+    """
+    turning = [i for i, of_leaf in enumerate(squares) if of_leaf]
+    pick = lambda items: [items[i] for i in turning]
+    batches, alone = small_batches(pick(views), pick(gradients), pick(places), join_below=0)
+    found = []
+    for batch in [*batches, *(single_batch(pick(views), k) for k in alone)]:
+        batch = dataclasses.replace(batch, members=tuple(turning[k] for k in batch.members))
+        axes = axes_of(batch.view)
+        kept = [squares[i] for i in batch.members]
+        sides = [
+            Side(axis, *map(squares_of(batch, axis).stack, zip(*(of_leaf[k] for of_leaf in kept), strict=True)))
+            for k, axis in enumerate(axes)
+        ]
+        gradient = batch.stack([gradients[i] for i in batch.members])
+        # A square that overflows would be as bad in the covariance as one that is not a number.
+        finite = jnp.isfinite(jnp.sum(jnp.square(gradient), axis=(-2, -1), keepdims=True))
+        found.append(Turning(batch, sides, jnp.where(finite, gradient, 0.0), finite))
+    return found
+
+
+def map_turning(
+    function: Callable[..., Sequence[Array]], turning: Sequence[Turning], *arrays: Sequence[Any]
+) -> list[list[Any]]:
+    """Applies a function to all matrices that have bases.
+
+    Args:
+        function: Takes a `Turning` and, of every list, the batch; returns as many arrays of its shape.
+        turning: The matrices.
+        *arrays: Lists of one array for every leaf of the tree.
+
+    Returns:
+        As many lists; leaves without bases are in them as they were.
+    """
+    results = [list(leaves) for leaves in arrays]
+    for matrices in turning:
+        replace_members(matrices.batch, functools.partial(function, matrices), results)
+    return results
+
+
 def turn(x: Array, sides: Sequence[Side], *, back: bool = False, precision: Any = None) -> Array:
-    """A viewed array in the coordinates of the bases, Q^T x along the rows and x Q along the columns; or back."""
+    """A batch in the coordinates of the bases, Q^T x along the rows and x Q along the columns; or back."""
     precision = usual_precision(precision)
     for side in sides:
         basis = transposed(side.basis) if back else side.basis
@@ -60,31 +139,45 @@ def turn(x: Array, sides: Sequence[Side], *, back: bool = False, precision: Any 
     return x
 
 
-def with_gradient(side: Side, gradient: Array, finite: Array, decay: ArrayLike) -> Side:
-    """The side after L <- b L + (1 - b) G G^T, with G the viewed gradient; as it was where that is not finite."""
-    x = gradient if side.axis == -2 else transposed(gradient)
-    covariance = decay * side.covariance + (1.0 - decay) * matmul(x, transposed(x))
-    return side._replace(covariance=jnp.where(finite, covariance, side.covariance))
+def with_gradient(matrices: Turning, decay: ArrayLike) -> Turning:
+    """The matrices after L <- b L + (1 - b) G G^T on every side; L stays where G is not finite."""
+
+    def after(side: Side) -> Side:
+        x = matrices.gradient if side.axis == -2 else transposed(matrices.gradient)
+        covariance = decay * side.covariance + (1.0 - decay) * matmul(x, transposed(x))
+        return side._replace(covariance=jnp.where(matrices.finite, covariance, side.covariance))
+
+    return matrices._replace(sides=[after(side) for side in matrices.sides])
+
+
+def from_old_basis(matrices: Turning, bases: Sequence[Array]) -> Turning:
+    """The matrices with bases that turn what has coordinates in the old ones to the new ones."""
+    sides = [
+        side._replace(basis=matmul(transposed(side.basis), new))
+        for side, new in zip(matrices.sides, bases, strict=True)
+    ]
+    return matrices._replace(sides=sides)
 
 
 def next_bases(
-    sides: Sequence[Sequence[Side]], orthonormalize: Orthonormalize, mesh: Mesh | AbstractMesh | None
+    turning: Sequence[Turning], orthonormalize: Orthonormalize, mesh: Mesh | AbstractMesh | None
 ) -> list[list[Array]]:
     """The next basis of every side; squares of one size go together, whichever leaves they come from.
 
     Args:
-        sides: The sides of every leaf.
+        turning: The matrices, with their new covariances.
         orthonormalize: See `next_basis`.
         mesh: The devices to share the work out among; None for one device.
 
     Returns:
         The bases, in the order of the sides.
     """
+    sides = [matrices.sides for matrices in turning]
     groups: dict[int, list[tuple[int, int]]] = {}
-    for i, of_leaf in enumerate(sides):
-        for k, side in enumerate(of_leaf):
+    for i, own in enumerate(sides):
+        for k, side in enumerate(own):
             groups.setdefault(side.basis.shape[-1], []).append((i, k))
-    bases = [[side.basis for side in of_leaf] for of_leaf in sides]
+    bases = [[side.basis for side in own] for own in sides]
     for n, members in groups.items():
         covariance = jnp.concatenate([sides[i][k].covariance.reshape(-1, n, n) for i, k in members])
         basis = jnp.concatenate([sides[i][k].basis.reshape(-1, n, n) for i, k in members])
@@ -99,6 +192,25 @@ def next_bases(
             bases[i][k] = found[start : start + count].reshape(shape)
             start += count
     return bases
+
+
+def squares_by_leaf(
+    count: int, turning: Sequence[Turning], bases: Sequence[Sequence[Array]]
+) -> list[tuple[Square, ...]]:
+    """What is kept for every leaf: the covariances of the matrices, and their new bases.
+
+    Args:
+        count: The number of leaves.
+        turning: The matrices.
+        bases: The new bases, in the order of the sides.
+    """
+    kept: list[list[Square]] = [[] for _ in range(count)]
+    for matrices, new in zip(turning, bases, strict=True):
+        for side, basis in zip(matrices.sides, new, strict=True):
+            batch = squares_of(matrices.batch, side.axis)
+            for i, *square in zip(batch.members, *map(batch.unstack, batch.cut([side.covariance, basis])), strict=True):
+                kept[i].append(Square(*square))
+    return [tuple(of_leaf) for of_leaf in kept]
 
 
 def _shared_out(covariance: Array, basis: Array, orthonormalize: Orthonormalize, mesh: Mesh | AbstractMesh) -> Array:

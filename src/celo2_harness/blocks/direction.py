@@ -13,7 +13,7 @@ from celo2_harness._arguments import run_length
 from celo2_harness._trees import require_like_params
 from celo2_harness._types import Params, Updates
 from celo2_harness.blocks.moments import NOTHING, pack_moments, unpack_moments
-from celo2_harness.blocks.small import small_batches
+from celo2_harness.blocks.small import SMALL, small_batches
 from celo2_harness.blocks.views import (
     LeafShardings,
     WeightDimensionNumbers,
@@ -186,7 +186,7 @@ def celo2_direction(
         directions = list(gradients)
         # One after the other, so that their temporaries share memory.
         done = jnp.zeros([], jnp.float32)
-        batches, alone = small_batches(views, gradients, places)
+        batches, alone = small_batches(views, gradients, places, SMALL)
         for batch in batches:
             pick = lambda x, batch=batch: [x[i] for i in batch.members]
             raws, news, done = _batch_direction(

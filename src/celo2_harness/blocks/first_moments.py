@@ -38,24 +38,30 @@ def refuse_unknown_fields(state: optax.OptState, shapes: Mapping[Any, Any]) -> N
 
 
 def map_first_moments(
-    state: optax.OptState, shapes: Mapping[Any, Any], functions: Mapping[Any, Callable[[Array], Array]]
+    state: optax.OptState, shapes: Mapping[Any, Any], function: Callable[[dict[Any, Array]], Mapping[Any, Array]]
 ) -> optax.OptState:
-    """Applies the function of the parameter to every first moment of it.
+    """Applies a function to every tree of first moments in a state.
 
     Args:
         state: The state of any transformation.
         shapes: As for `refuse_unknown_fields`.
-        functions: The functions by the path of the parameter; each keeps shape and dtype.
+        function: Takes one first moment of each parameter, by its path, or of some of them; returns the new ones.
 
     Returns:
-        The state with the new first moments.
+        The state with the new first moments, of their old dtypes.
     """
-
-    def new(path: Any, x: Array) -> Array:
+    flat, treedef = jax.tree_util.tree_flatten_with_path(state)
+    leaves = [x for _, x in flat]
+    trees: dict[Any, dict[Any, int]] = {}
+    for position, (path, x) in enumerate(flat):
         owner = _owner(path, x.shape, shapes)
-        return x if owner is None or _field(path, owner) not in FIRST_MOMENTS else functions[owner](x)
-
-    return jax.tree_util.tree_map_with_path(new, state)
+        if owner is not None and _field(path, owner) in FIRST_MOMENTS:
+            trees.setdefault(path[: len(path) - len(owner)], {})[owner] = position
+    for positions in trees.values():
+        news = function({owner: leaves[position] for owner, position in positions.items()})
+        for owner, position in positions.items():
+            leaves[position] = news[owner].astype(leaves[position].dtype)
+    return treedef.unflatten(leaves)
 
 
 def _field(path: Any, owner: Any) -> str | None:

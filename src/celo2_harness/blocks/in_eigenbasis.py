@@ -1,6 +1,8 @@
 """SOAP's basis around any direction: the eigenvectors of the gradients' covariance."""
 
-from collections.abc import Callable, Sequence
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -11,11 +13,24 @@ from jaxtyping import Array, ArrayLike, Int
 
 from celo2_harness._trees import bare_structure, require_like_params, unboxed
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.bases import Side, Sides, Square, axes_with_basis, next_bases, turn, with_gradient
+from celo2_harness.blocks.bases import (
+    Side,
+    Sides,
+    Square,
+    Turning,
+    axes_with_basis,
+    from_old_basis,
+    map_turning,
+    next_bases,
+    squares_by_leaf,
+    turn,
+    turning_together,
+    with_gradient,
+)
 from celo2_harness.blocks.first_moments import map_first_moments, refuse_unknown_fields
 from celo2_harness.blocks.views import LeafShardings, WeightDimensionNumbers, leaf_shardings, matrix_views
 from celo2_harness.rule import MatrixView
-from celo2_harness.rule.eigenbasis import Orthonormalize, cholesky_qr, matmul, transposed
+from celo2_harness.rule.eigenbasis import Orthonormalize, cholesky_qr
 
 Mode = Literal["whiten", "act"]
 
@@ -119,19 +134,18 @@ def in_eigenbasis(
     inner = optax.with_extra_args_support(inner)
     kept_decay = decay if second_moment_decay is None else second_moment_decay
 
-    def axes_of(leaf: Any, view: MatrixView) -> tuple[int, ...]:
-        return axes_with_basis(view, sides, max_size) if leaf.size else ()
+    def axes_of(view: MatrixView) -> tuple[int, ...]:
+        return axes_with_basis(view, sides, max_size) if math.prod(view.shape) else ()
 
     def pack(treedef: Any, squares: Sequence[tuple[Square, ...]], places: Any) -> Updates:
         """A tree of the squares of every leaf; on a mesh they lie on every device."""
         return bare_structure(treedef).unflatten(_everywhere(squares, places) if places else squares)
 
     def init_fn(params: Params) -> EigenbasisState:
-        leaves, treedef = jax.tree.flatten(params)
-        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+        flat, treedef = jax.tree_util.tree_flatten_with_path(params)
         views = matrix_views(params, weight_dimension_numbers)
         places = leaf_shardings(params, sharding)
-        axes = [axes_of(leaf, view) for leaf, view in zip(leaves, views, strict=True)]
+        axes = list(map(axes_of, views))
 
         def first_square(view: MatrixView, axis: int) -> Square:
             shape = (*view.viewed[:-2], view.viewed[axis], view.viewed[axis])
@@ -145,7 +159,7 @@ def in_eigenbasis(
         ]
         inner_state = inner.init(_float32(params))
         if mode == "act":
-            turned = {path: view.shape for path, view, chosen in zip(paths, views, axes, strict=True) if chosen}
+            turned = {path: view.shape for (path, _), view, chosen in zip(flat, views, axes, strict=True) if chosen}
             refuse_unknown_fields(inner_state, turned)
         return EigenbasisState(
             count=jnp.zeros([], jnp.int32),
@@ -154,18 +168,15 @@ def in_eigenbasis(
             nu=treedef.unflatten(_placed(nu, places)),
         )
 
-    def whitened(leaf: _Leaf, direction: Array, first: Array) -> tuple[Array, Any]:
+    def whitened(matrices: Turning, u: Array, old: Array, first: Array) -> tuple[Array, Array]:
         """The direction, whitened, and the new second moment."""
-        if not leaf.sides:
-            return direction, leaf.nu
-        in_basis = lambda x: turn(x, leaf.sides, precision=precision)
-        u, old = leaf.view.apply(direction), leaf.view.apply(leaf.nu)
-        new = kept_decay * old + (1.0 - kept_decay) * jnp.square(in_basis(leaf.viewed))
+        in_basis = lambda x: turn(x, matrices.sides, precision=precision)
+        new = kept_decay * old + (1.0 - kept_decay) * jnp.square(in_basis(matrices.gradient))
         # The identity is no basis yet: the first gradient does not enter, and nothing is divided by it.
-        nu = jnp.where(leaf.finite & ~first, new, old)
-        d = turn(_over_root(in_basis(u), nu, eps), leaf.sides, back=True, precision=precision)
+        nu = jnp.where(matrices.finite & ~first, new, old)
+        d = turn(_over_root(in_basis(u), nu, eps), matrices.sides, back=True, precision=precision)
         d = d * (_norm(u) / jnp.maximum(_norm(d), _TINY))
-        return leaf.view.invert(jnp.where(first, u, d)), leaf.view.invert(nu)
+        return jnp.where(matrices.finite, jnp.where(first, u, d), 0.0), nu
 
     def update_fn(
         updates: Updates, state: EigenbasisState, params: Params | None = None, **extra_args: Any
@@ -173,119 +184,68 @@ def in_eigenbasis(
         if params is not None:
             require_like_params("in_eigenbasis", updates, params)
         flat, treedef = jax.tree_util.tree_flatten_with_path(updates)
+        paths = [path for path, _ in flat]
+        gradients = [x.astype(jnp.float32) for _, x in flat]
         views = matrix_views(updates, weight_dimension_numbers)
         places = leaf_shardings(updates, sharding)
-        squares = map(unboxed, bare_structure(treedef).flatten_up_to(state.squares))
-        leaves = []
-        for (path, x), view, of_leaf, nu in zip(flat, views, squares, treedef.flatten_up_to(state.nu), strict=True):
-            sides_of_leaf = [Side(axis, *square) for axis, square in zip(axes_of(x, view), of_leaf, strict=True)]
-            leaves.append(_clean_leaf(path, view, sides_of_leaf, x, nu))
+        squares = list(map(unboxed, bare_structure(treedef).flatten_up_to(state.squares)))
+        turning = turning_together(views, gradients, squares, axes_of, places or [None] * len(views))
 
-        def in_basis(tree: Updates, back: bool = False) -> Updates:
-            turned = [
-                leaf.view.invert(turn(leaf.view.apply(x), leaf.sides, back=back, precision=precision))
-                if leaf.sides
-                else x
-                for leaf, x in zip(leaves, treedef.flatten_up_to(tree), strict=True)
-            ]
-            return treedef.unflatten(turned)
+        def turned(matrices: Turning, x: Array) -> list[Array]:
+            return [turn(x, matrices.sides, precision=precision)]
 
-        gradients = treedef.unflatten([leaf.gradient for leaf in leaves])
+        def turned_back(matrices: Turning, x: Array) -> list[Array]:
+            return [jnp.where(matrices.finite, turn(x, matrices.sides, back=True, precision=precision), 0.0)]
+
+        (gradients,) = map_turning(lambda matrices, _: [matrices.gradient], turning, gradients)
         weights = None if params is None else _float32(params)
+        nu = treedef.flatten_up_to(state.nu)
         if mode == "act":
-            weights = None if weights is None else in_basis(weights)
+            in_basis = lambda leaves: treedef.unflatten(map_turning(turned, turning, leaves)[0])
+            weights = None if weights is None else in_basis(jax.tree.leaves(weights))
             direction, inner_state = inner.update(in_basis(gradients), state.inner_state, weights, **extra_args)
-            results = [
-                (u, leaf.nu) for leaf, u in zip(leaves, treedef.flatten_up_to(in_basis(direction, True)), strict=True)
-            ]
+            (outputs,) = map_turning(turned_back, turning, treedef.flatten_up_to(direction))
         else:
-            direction, inner_state = inner.update(gradients, state.inner_state, weights, **extra_args)
-            first = state.count == 0
-            results = [
-                whitened(leaf, u, first) for leaf, u in zip(leaves, treedef.flatten_up_to(direction), strict=True)
-            ]
-        outputs = [
-            leaf.where_finite(u).astype(x.dtype) for leaf, (u, _), (_, x) in zip(leaves, results, flat, strict=True)
-        ]
+            direction, inner_state = inner.update(
+                treedef.unflatten(gradients), state.inner_state, weights, **extra_args
+            )
+            whiten = functools.partial(whitened, first=state.count == 0)
+            outputs, nu = map_turning(whiten, turning, treedef.flatten_up_to(direction), nu)
 
-        seen = [[with_gradient(side, leaf.viewed, leaf.finite, decay) for side in leaf.sides] for leaf in leaves]
+        turning = [with_gradient(matrices, decay) for matrices in turning]
         if places:
-            seen = [[Side(side.axis, *_everywhere(side[1:], places)) for side in of_leaf] for of_leaf in seen]
+            everywhere = lambda side: Side(side.axis, *_everywhere(side[1:], places))
+            turning = [matrices._replace(sides=list(map(everywhere, matrices.sides))) for matrices in turning]
+        shapes = {path: view.shape for path, view, of_leaf in zip(paths, views, squares, strict=True) if of_leaf}
 
         def refresh(inner_state: optax.OptState) -> tuple[list[list[Array]], optax.OptState]:
-            bases = next_bases(seen, orthonormalize, places[0].mesh if places else None)
-            if mode == "act":
-                turning = [(leaf, new) for leaf, new in zip(leaves, bases, strict=True) if leaf.sides]
-                shapes = {leaf.path: leaf.view.shape for leaf, _ in turning}
-                functions = {leaf.path: _from_old_basis(leaf, new, precision) for leaf, new in turning}
-                inner_state = map_first_moments(inner_state, shapes, functions)
-            return bases, inner_state
+            bases = next_bases(turning, orthonormalize, places[0].mesh if places else None)
+            from_old = [from_old_basis(matrices, new) for matrices, new in zip(turning, bases, strict=True)]
+
+            def function(moments: Mapping[Any, Array]) -> dict[Any, Array]:
+                # Where a leaf has no such moment, its gradient stands in.
+                leaves = [moments.get(path, g).astype(jnp.float32) for path, g in zip(paths, gradients, strict=True)]
+                return dict(zip(paths, map_turning(turned, from_old, leaves)[0], strict=True))
+
+            return bases, map_first_moments(inner_state, shapes, function) if mode == "act" else inner_state
 
         def keep(inner_state: optax.OptState) -> tuple[list[list[Array]], optax.OptState]:
-            return [[side.basis for side in of_leaf] for of_leaf in seen], inner_state
+            return [[side.basis for side in matrices.sides] for matrices in turning], inner_state
 
         if every == 1:
             bases, inner_state = refresh(inner_state)
         else:
             bases, inner_state = jax.lax.cond(state.count % every == 0, refresh, keep, inner_state)
-        squares = [
-            tuple(Square(side.covariance, basis) for side, basis in zip(*of_leaf, strict=True))
-            for of_leaf in zip(seen, bases, strict=True)
-        ]
+        outputs = [u.astype(x.dtype) for u, (_, x) in zip(outputs, flat, strict=True)]
+        squares = squares_by_leaf(len(flat), turning, bases)
         return treedef.unflatten(outputs), EigenbasisState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             inner_state=inner_state,
             squares=pack(treedef, squares, places),
-            nu=treedef.unflatten(_placed([nu for _, nu in results], places)),
+            nu=treedef.unflatten(_placed(nu, places)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # type: ignore[arg-type]
-
-
-class _Leaf(NamedTuple):
-    """One leaf during an update.
-
-    `gradient` is float32, and zero in matrices that are not `finite` (of the viewed shape, with ones for the matrix).
-    """
-
-    path: Any
-    view: MatrixView
-    sides: list[Side]
-    gradient: Array
-    finite: Array
-    nu: Any
-
-    @property
-    def viewed(self) -> Array:
-        return self.view.apply(self.gradient)
-
-    def where_finite(self, x: Array) -> Array:
-        """The array with zeros for the matrices whose gradients are not finite."""
-        return self.view.invert(jnp.where(self.finite, self.view.apply(x), 0.0)) if self.sides else x
-
-
-def _clean_leaf(path: Any, view: MatrixView, sides: list[Side], gradient: Array, nu: Any) -> _Leaf:
-    wide = gradient.astype(jnp.float32)
-    finite = jnp.ones([], bool)
-    if sides:
-        # A square that overflows would be as bad in the covariance as one that is not a number.
-        finite = jnp.isfinite(jnp.sum(jnp.square(view.apply(wide)), axis=(-2, -1), keepdims=True))
-    leaf = _Leaf(path, view, sides, wide, finite, nu)
-    return leaf._replace(gradient=leaf.where_finite(wide))
-
-
-def _from_old_basis(leaf: _Leaf, bases: Sequence[Array], precision: Any) -> Callable[[Array], Array]:
-    """From coordinates in the old bases to those in the new ones."""
-    turns = [
-        side._replace(basis=matmul(transposed(side.basis), basis))
-        for side, basis in zip(leaf.sides, bases, strict=True)
-    ]
-
-    def function(x: Array) -> Array:
-        turned = turn(leaf.view.apply(x.astype(jnp.float32)), turns, precision=precision)
-        return leaf.view.invert(turned).astype(x.dtype)
-
-    return function
 
 
 def _norm(x: Array) -> Array:

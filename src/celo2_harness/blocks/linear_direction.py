@@ -9,8 +9,15 @@ from jaxtyping import Array, Int
 
 from celo2_harness._arguments import run_length
 from celo2_harness._types import Params, Updates
-from celo2_harness.blocks.views import WeightDimensionNumbers, matrix_views, zeros_like_params
-from celo2_harness.rule import linear_leaf_direction, resolve_state_dtype
+from celo2_harness.blocks.small import map_batches
+from celo2_harness.blocks.views import (
+    LeafShardings,
+    WeightDimensionNumbers,
+    leaf_shardings,
+    matrix_views,
+    zeros_like_params,
+)
+from celo2_harness.rule import MatrixView, linear_leaf_direction, resolve_state_dtype
 from celo2_harness.weights import LinearWeights, load_weights
 
 
@@ -32,6 +39,7 @@ def linear_direction(
     *,
     weight_dimension_numbers: WeightDimensionNumbers = None,
     state_dtype: Any = "float32",
+    sharding: LeafShardings = None,
 ) -> optax.GradientTransformation:
     """A weighted sum of gradient and momenta, each whitened, with weights that change over the run.
 
@@ -48,6 +56,7 @@ def linear_direction(
             rule at the end of a run, with the longest average. It suits a constant learning rate.
         weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
         state_dtype: The dtype of momenta and second moment, float32 or bfloat16. Arithmetic is float32.
+        sharding: How the updates lie on a mesh (see `orthogonalize`). Leaves that are not split share batches.
 
     Returns:
         An `optax.GradientTransformation` whose state is one more than the number of momenta times the parameters; three
@@ -80,18 +89,14 @@ def linear_direction(
         gradients, treedef = jax.tree.flatten(updates)
         views = matrix_views(updates, weight_dimension_numbers)
         fraction = jnp.ones([]) if steps is None else jnp.minimum(state.count / steps, 1.0)
-        directions, mus, nus = list(gradients), [], []
-        mu_trees = [treedef.flatten_up_to(tree) for tree in state.mu]
-        for i, nu in enumerate(treedef.flatten_up_to(state.nu)):
-            mu = [leaves[i] for leaves in mu_trees]
-            if gradients[i].size:
-                u, mu, nu = _leaf_direction(weights.theta, config, views[i], gradients[i], mu, nu, fraction)
-                directions[i] = u.astype(gradients[i].dtype)
-                mu, nu = [m.astype(dtype) for m in mu], nu.astype(dtype)
-            mus.append(mu)
-            nus.append(nu)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        momenta = tuple(treedef.unflatten([mu[k] for mu in mus]) for k in range(len(mu_trees)))
-        return treedef.unflatten(directions), LinearState(count, momenta, treedef.unflatten(nus))
+
+        def step(view: MatrixView, lengths: Any, gradient: Array, nu: Array, *mu: Array) -> list[Array]:
+            u, mu, nu = _leaf_direction(weights.theta, config, view, gradient, mu, nu, fraction, lengths)
+            return [u.astype(gradient.dtype), nu.astype(dtype), *(m.astype(dtype) for m in mu)]
+
+        places = leaf_shardings(updates, sharding)
+        moments = map(treedef.flatten_up_to, (state.nu, *state.mu))
+        directions, nu, *mu = map(treedef.unflatten, map_batches(step, views, places, gradients, *moments))
+        return directions, LinearState(jnp.asarray(optax.safe_increment(state.count)), tuple(mu), nu)
 
     return optax.GradientTransformation(init_fn, update_fn)  # type: ignore[arg-type]

@@ -90,9 +90,11 @@ def normalize_rms(
 
     def stateless(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         del params
+        leaves, treedef = jax.tree.flatten(updates)
         views = matrix_views(updates, weight_dimension_numbers)
-        function = lambda view, x, lengths: divide(view, x, mean_square(view, x, lengths))
-        return map_batches(function, views, updates, leaf_shardings(updates, sharding)), state
+        function = lambda view, lengths, x: [divide(view, x, mean_square(view, x, lengths))]
+        (leaves,) = map_batches(function, views, leaf_shardings(updates, sharding), leaves)
+        return treedef.unflatten(leaves), state
 
     def rolling_init(params: Params) -> NormalizeRmsState:
         views = matrix_views(params, weight_dimension_numbers)

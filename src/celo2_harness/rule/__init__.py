@@ -5,7 +5,12 @@ from celo2_harness.rule.accumulators import (
     init_moments as init_moments,
     resolve_state_dtype as resolve_state_dtype,
 )
-from celo2_harness.rule.batches import Batch as Batch, plan_batches as plan_batches, stackable as stackable
+from celo2_harness.rule.batches import (
+    Batch as Batch,
+    plan_batches as plan_batches,
+    single_batch as single_batch,
+    stackable as stackable,
+)
 from celo2_harness.rule.config import (
     CELO2_CONFIG as CELO2_CONFIG,
     Normalization as Normalization,

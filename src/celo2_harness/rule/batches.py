@@ -49,10 +49,16 @@ class Batch:
     @functools.cached_property
     def view(self) -> MatrixView:
         """The view of the whole batch."""
-        shape = (sum(self.counts), *self.matrix)
+        axes = self.views[0].viewed[: -len(self.matrix)] if self.alone else (sum(self.counts),)
+        shape, n = (*axes, *self.matrix), len(axes)
         if len(self.matrix) == 1:
-            return MatrixView(shape, (), (1,))
-        return MatrixView(shape, (1,), (2,), (2, 1) if self.tall else (1, 2))
+            return MatrixView(shape, (), (n,))
+        return MatrixView(shape, (n,), (n + 1,), (n + 1, n) if self.tall else (n, n + 1))
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one leaf, which keeps its batch axes: they may be split over devices."""
+        return len(self.members) == 1
 
     @property
     def padded(self) -> bool:
@@ -67,6 +73,8 @@ class Batch:
 
     def stack(self, leaves: Sequence[Shaped[Array, "..."]]) -> Shaped[Array, "..."]:
         """Makes one array of the leaves: matrices, rows, columns (or vectors, length)."""
+        if self.alone:
+            return self.views[0].apply(leaves[0])
         if self.lengths is None:
             parts = [
                 jax.lax.reshape(self._turn(view, view.apply(leaf)), (count, math.prod(self.matrix)))
@@ -90,6 +98,8 @@ class Batch:
             An array of matrices, length.
         """
         length = self.matrix[axis]
+        if self.alone:
+            return moments[0]
         if self.lengths is None:
             return join([jax.lax.reshape(x, (n, length)) for x, n in zip(moments, self.counts, strict=True)])
         lengths = self.lengths[:, [axis]]
@@ -105,7 +115,7 @@ class Batch:
         Returns:
             A tree like `arrays`, with a list of arrays for every array.
         """
-        return jax.tree.map(lambda x: [x], arrays) if self.padded else cut(arrays, self.counts)
+        return jax.tree.map(lambda x: [x], arrays) if self.padded or self.alone else cut(arrays, self.counts)
 
     def unstack(self, x: Stacked) -> list[Shaped[Array, "..."]]:
         """Takes what `stack` makes, or the pieces of it, back to leaves."""
@@ -125,6 +135,8 @@ class Batch:
     def _parts(self, x: Stacked, lengths: Sequence[Shape]) -> list[jax.Array]:
         """Each leaf's matrices, without padding."""
         pieces = x if isinstance(x, list) else self.cut(x)
+        if self.alone:
+            return pieces
         if not self.padded:
             return part(pieces, self.counts)
         starts = [end - count for end, count in zip(itertools.accumulate(self.counts), self.counts, strict=True)]
@@ -181,6 +193,11 @@ def plan_batches(
         for members in _joined_shapes(shapes, views, cost, join_below):
             batches += [_batch(views, part) for part in _portions(members, views, cost, largest)]
     return batches
+
+
+def single_batch(views: Sequence[MatrixView], position: int) -> Batch:
+    """The batch of one leaf, of any view."""
+    return _batch(views, [position])
 
 
 def _joined_shapes(

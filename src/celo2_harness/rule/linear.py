@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from celo2_harness.rule.accumulators import average
+from celo2_harness.rule.padding import Lengths, mean_over
 from celo2_harness.rule.view import MatrixView
 
 # Smallest mean of the second moment, and smallest mean square of a channel relative to it, that are divided by.
@@ -60,8 +61,9 @@ def linear_leaf_direction(
     mu: Sequence[Float[Array, "*leaf"]],
     nu: Float[Array, "*leaf"],
     fraction: Float[Array, ""] | float,
+    lengths: Lengths | None = None,
 ) -> LinearResult:
-    """One step of a leaf.
+    """One step of a leaf, or of a batch of leaves.
 
     m_k <- b_k m_k + (1 - b_k) g,  v <- b v + (1 - b) g^2;
     c_0 = g / (v / mean(v) + floor)^power,  c_k = m_k / (v / mean(v) + floor)^power;
@@ -77,14 +79,15 @@ def linear_leaf_direction(
         mu: The momenta m, of any floating dtype.
         nu: The second moment v, likewise.
         fraction: The fraction t of the run, from 0 to 1.
+        lengths: The true lengths of the matrices of a batch, if they are padded (see `padding`).
 
     Returns:
         The direction and the new moments. A matrix whose gradient (or its square) is not finite gets direction zero,
         and its moments stay. A matrix without any gradient so far gets direction zero.
     """
     # In the leaf's own axes, since nothing here is a product of matrices.
-    axes = tuple(range(gradient.ndim)) if view.whole else view.reduction_axis + view.output_axis
-    mean = lambda x: jnp.mean(x, axis=axes, keepdims=True)
+    own = range(gradient.ndim) if view.whole else view.reduction_axis + view.output_axis
+    mean = lambda x: mean_over(x, [axis - gradient.ndim for axis in own], lengths)
     g = gradient.astype(jnp.float32)
     old_mu, old_nu = [m.astype(jnp.float32) for m in mu], nu.astype(jnp.float32)
     v = average(config.second_moment_decay, old_nu, jnp.square(g))

@@ -1,6 +1,6 @@
 """Means over matrices that are padded to the shape of their batch.
 
-The lengths of such matrices are a NumPy array of whole numbers, a row per matrix and a column per axis of a matrix.
+The lengths of such matrices are whole numbers, a row per matrix and a column per axis of a matrix.
 """
 
 import math
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+Lengths = Int[Array | np.ndarray, "matrices axes"]
 
-def inside(shape: Sequence[int], lengths: Int[np.ndarray, "matrices axes"]) -> Bool[Array, "..."]:
+
+def inside(shape: Sequence[int], lengths: Lengths) -> Bool[Array, "..."]:
     """Marks the entries of a batch that are no padding.
 
     Args:
@@ -35,7 +37,7 @@ def inside(shape: Sequence[int], lengths: Int[np.ndarray, "matrices axes"]) -> B
     return marks
 
 
-def count_inside(shape: Sequence[int], axes: Sequence[int], lengths: Int[np.ndarray, "matrices axes"]) -> Array:
+def count_inside(shape: Sequence[int], axes: Sequence[int], lengths: Lengths) -> Array:
     """Counts the entries along some axes of a batch that are no padding.
 
     Args:
@@ -50,9 +52,7 @@ def count_inside(shape: Sequence[int], axes: Sequence[int], lengths: Int[np.ndar
     return jnp.asarray(counts.reshape(-1, *[1] * (len(shape) - 1)), jnp.float32)
 
 
-def mean_over(
-    x: Float[Array, "..."], axes: Sequence[int], lengths: Int[np.ndarray, "matrices axes"] | None = None
-) -> Float[Array, "..."]:
+def mean_over(x: Float[Array, "..."], axes: Sequence[int], lengths: Lengths | None = None) -> Float[Array, "..."]:
     """The mean over some axes, which keep length one; of padded matrices that of the entries that are no padding.
 
     Args:
