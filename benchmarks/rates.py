@@ -139,7 +139,9 @@ def measure(options: argparse.Namespace, kind: str, preset: str) -> None:
         return statistics.fmean(run(pair, seed, "selection") for seed in range(options.selection_seeds))
 
     phases = {"defaults": Pair(0, 0)}
-    if options.selection_seeds:
+    if options.at:
+        phases = {"report": Pair(*options.at)}
+    elif options.selection_seeds:
         phases = {"report": search(selection)} | phases
     for phase, pair in phases.items():
         for seed in range(FRESH_SEEDS_FROM, FRESH_SEEDS_FROM + options.seeds):
@@ -203,6 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=20, help="along a run")
     parser.add_argument("--schedule", default="warmup_cosine", choices=sorted(SCHEDULES))
     parser.add_argument("--selection-seeds", type=int, default=2, help="0: no search, the defaults only")
+    parser.add_argument(
+        "--at", type=int, nargs=2, metavar=("HIDDEN", "REST"), help="no search: factors of 1.7 over the defaults"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="fresh ones, for the report")
     parser.add_argument("--out", type=Path, default=Path("results/rates"))
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the table of these files instead")
