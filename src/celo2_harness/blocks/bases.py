@@ -92,12 +92,13 @@ def turning_together(
     Returns:
         The matrices, whose batches hold the positions of their leaves.
     """
-    turning = [i for i, of_leaf in enumerate(squares) if of_leaf]
-    pick = lambda items: [items[i] for i in turning]
+    chosen = [i for i, of_leaf in enumerate(squares) if of_leaf]
+    pick = lambda items: [items[i] for i in chosen]
     batches, alone = small_batches(pick(views), pick(gradients), pick(places), join_below=0)
+    at = lambda positions: tuple(chosen[k] for k in positions)
+    batches = [dataclasses.replace(batch, members=at(batch.members)) for batch in batches]
     found = []
-    for batch in [*batches, *(single_batch(pick(views), k) for k in alone)]:
-        batch = dataclasses.replace(batch, members=tuple(turning[k] for k in batch.members))
+    for batch in [*batches, *(single_batch(views[i], i) for i in at(alone))]:
         axes = axes_of(batch.view)
         kept = [squares[i] for i in batch.members]
         sides = [

@@ -195,9 +195,9 @@ def plan_batches(
     return batches
 
 
-def single_batch(views: Sequence[MatrixView], position: int) -> Batch:
+def single_batch(view: MatrixView, position: int) -> Batch:
     """The batch of one leaf, of any view."""
-    return _batch(views, [position])
+    return dataclasses.replace(_batch([view], [0]), members=(position,))
 
 
 def _joined_shapes(
