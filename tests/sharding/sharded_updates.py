@@ -116,11 +116,11 @@ def blocks(weights):
         "look_ahead": lambda sharding: c2.look_ahead(0.5, 0.5, 0.0, total_steps=10),
         "control_norm": lambda sharding: c2.control_norm("hyperball", 0.1),
         "average_tail": lambda sharding: c2.average_tail(0.0, total_steps=10),
-        "linear_direction": lambda sharding: c2.linear_direction(total_steps=10),
+        "linear_direction": lambda sharding: c2.linear_direction(total_steps=10, sharding=sharding),
         "in_eigenbasis": lambda sharding: c2.in_eigenbasis(optax.trace(0.9), sharding=sharding),
         "in_eigenbasis act": lambda sharding: c2.in_eigenbasis(rule(sharding), mode="act", sharding=sharding),
         "in_eigenbasis act, linear": lambda sharding: c2.in_eigenbasis(
-            c2.linear_direction(total_steps=10), mode="act", sharding=sharding
+            c2.linear_direction(total_steps=10, sharding=sharding), mode="act", sharding=sharding
         ),
     }
     results = {}

@@ -109,7 +109,9 @@ def orthogonalize(
         chosen = [i for i, view in enumerate(views) if view.is_matrix and leaves[i].size]
         for batch in _batches(views, leaves, chosen):
             gram = prefers_gram(batch.views[0].viewed[-2:])
-            y = iterate(batch.stack([leaves[i] for i in batch.members]), gram)
+            x = batch.stack([leaves[i] for i in batch.members])
+            # One axis of matrices, as on a mesh: products of other shapes round differently.
+            y = iterate(x.reshape(-1, *batch.matrix), gram).reshape(x.shape)
             for i, leaf in zip(batch.members, batch.unstack(y), strict=True):
                 leaves[i] = leaf
         return treedef.unflatten(leaves), state
