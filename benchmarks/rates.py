@@ -5,8 +5,8 @@ Usage: python -m benchmarks.rates TASK [TASK ...] [--size fashion] [--data PATH]
 
 For every preset a grid of three learning rates times three of AdamW, a factor of 1.7 apart, starts at the preset's
 defaults and runs with the selection seeds. The grid moves to its best pair until that is the one in the middle. The
-best pair and the defaults then run with fresh seeds. One JSON line per run goes to OUT/TASK-SIZE.jsonl
-as it ends; runs that are there are not repeated, so that a second command goes on. The rates are traced: a preset is
+best pair and the defaults then run with fresh seeds; `--at` names the pair in place of the search. One JSON line per
+run goes to OUT/TASK-SIZE.jsonl as it ends; runs that are there are not repeated, so that a second command goes on. The rates are traced: a preset is
 compiled once per task.
 
 On a machine that does other work, OPENBLAS_NUM_THREADS=1 keeps the small decompositions of the eigenbasis from waiting
@@ -206,7 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--schedule", default="warmup_cosine", choices=sorted(SCHEDULES))
     parser.add_argument("--selection-seeds", type=int, default=2, help="0: no search, the defaults only")
     parser.add_argument(
-        "--at", type=int, nargs=2, metavar=("HIDDEN", "REST"), help="no search: factors of 1.7 over the defaults"
+        "--at",
+        type=int,
+        nargs=2,
+        metavar=("HIDDEN", "REST"),
+        help="no search: this pair, as powers of 1.7 over the defaults",
     )
     parser.add_argument("--seeds", type=int, default=5, help="fresh ones, for the report")
     parser.add_argument("--out", type=Path, default=Path("results/rates"))

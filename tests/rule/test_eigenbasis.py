@@ -34,9 +34,9 @@ def test_nearly_dependent_columns_are_orthonormal_all_the_same():
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("orthonormalize, tolerance", [(cholesky_qr, 1e-3), (lambda y: jnp.linalg.qr(y)[0], 1e-6)])
+@pytest.mark.parametrize("orthonormalize, tolerance", [(cholesky_qr, 5e-4), (lambda y: jnp.linalg.qr(y)[0], 1e-6)])
 def test_the_basis_finds_the_eigenvectors(orthonormalize, tolerance, seed):
-    """To the angle at which Cholesky QR leaves the rest to a step that is not triangular, or to rounding."""
+    """To half the cosine at which Cholesky QR leaves two columns to a step that turns both alike, or to rounding."""
     rng = np.random.default_rng(seed)
     vectors = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     values = np.array([32.0, 16.0, 8.0, 4.0, 2.0, 1.0])
