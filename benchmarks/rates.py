@@ -40,6 +40,8 @@ FRESH_SEEDS_FROM = 10
 SPACING = 1.7
 # How often the grid may move before the search gives up.
 MAX_MOVES = 8
+# What tells one run from another.
+IDENTITY = ("task", "data", "steps", "schedule", "preset", "hidden", "rest", "seed")
 Run = dict[str, Any]
 
 
@@ -110,7 +112,7 @@ def measure(options: argparse.Namespace, kind: str, preset: str) -> None:
     """Searches and reports one preset on one task; writes the runs that are missing."""
     file = options.out / f"{kind}-{options.size}.jsonl"
     settings = {"task": f"{kind} {options.size}", "preset": preset, "steps": options.steps}
-    settings |= {"data": options.data.name if options.data else None}
+    settings |= {"schedule": options.schedule, "data": options.data.name if options.data else None}
     known: list[Run] = []
     if file.exists():
         lines = map(json.loads, file.read_text().splitlines())
@@ -154,7 +156,7 @@ def table(files: Sequence[Path]) -> str:
     runs: dict[Any, Run] = {}
     for line in (line for file in files for line in file.read_text().splitlines()):
         run = json.loads(line)
-        runs[tuple(run[name] for name in ("task", "data", "steps", "preset", "hidden", "rest", "seed"))] = run
+        runs[tuple(run[name] for name in IDENTITY)] = run
     lines = [
         "| task | preset | best rates (hidden, AdamW) | loss | minus Muon | at the defaults | minus its best |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -175,7 +177,7 @@ def table(files: Sequence[Path]) -> str:
 
 
 def _task(run: Run) -> str:
-    return f"{run['task']}, {run['data']}, {run['steps']} steps"
+    return f"{run['task']}, {run['data']}, {run['steps']} steps, {run['schedule']}"
 
 
 def _finals(runs: dict[int, Run]) -> dict[int, float]:

@@ -14,6 +14,7 @@ The English documentation is that of Debian's package perl-doc:
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -77,7 +78,8 @@ class Bench:
         self.file = (options.out / "results.jsonl").open("a", buffering=1)
         self.durations: dict[str, float] = {}
         made = structures(options.published)
-        self.stacks = [s for s in STACKS if re.search(options.only, s.label)]
+        given = {name: rates for name in ("hidden_rates", "rest_rates") if (rates := getattr(options, name))}
+        self.stacks = [dataclasses.replace(s, **given) for s in STACKS if re.search(options.only, s.label)]
         programs = []
         for model in options.models:
             config = model_config(model)
@@ -260,6 +262,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/stacks"))
     parser.add_argument("--models", nargs="+", default=["nano-64", "nano"], help="the search is on the first")
     parser.add_argument("--only", default="", help="a regular expression: which rows of the table")
+    parser.add_argument("--hidden-rates", type=float, nargs="+", help="in place of those of the table, for all rows")
+    parser.add_argument("--rest-rates", type=float, nargs="+", help="the same for AdamW's")
     parser.add_argument("--published", type=Path, help="a file with the published weights")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--eval-every", type=int, default=100)

@@ -93,6 +93,7 @@ ADDED = {
     "look-ahead 0.3, 0.9": {"look_ahead": 0.3, "look_ahead_decay": 0.9},
     "power 1.2": {"power": 1.2},
     "flat 0.3, then linear": {"flat": 0.3, "power": 1.0},
+    "cosine to a tenth": {"floor": 0.1},
     "weight decay 0.1": {"weight_decay": 0.1, "rest_weight_decay": 0.1},
     "cautious decay 0.1": {"weight_decay": 0.1, "rest_weight_decay": 0.1, "cautious": 1.0},
     "rows normalised": {"row_norm": 1.0},
@@ -100,7 +101,7 @@ ADDED = {
     "beta2 0.99 of embedding and head": {"embedding_b2": 0.99, "head_b2": 0.99},
     "beta2 0.999 of all": {"vector_b2": 0.999, "embedding_b2": 0.999, "head_b2": 0.999},
     "head at half": {"head_factor": 0.5},
-    "embedding at double": {"embedding_factor": 2.0},
+    "embedding at three times": {"embedding_factor": 3.0},
     "vectors at half": {"vector_factor": 0.5},
 }
 HYPERBALL = {"hyperball": 1.0}
