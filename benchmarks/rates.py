@@ -142,7 +142,7 @@ def measure(options: argparse.Namespace, kind: str, preset: str) -> None:
 
     phases = {"defaults": Pair(0, 0)}
     if options.at:
-        phases = {"report": Pair(*options.at)}
+        phases = {options.phase: Pair(*options.at)}
     elif options.selection_seeds:
         phases = {"report": search(selection)} | phases
     for phase, pair in phases.items():
@@ -213,6 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs=2,
         metavar=("HIDDEN", "REST"),
         help="no search: this pair, as powers of 1.7 over the defaults",
+    )
+    parser.add_argument(
+        "--phase", default="report", help="what runs of --at are called; the table takes those of the report alone"
     )
     parser.add_argument("--seeds", type=int, default=5, help="fresh ones, for the report")
     parser.add_argument("--out", type=Path, default=Path("results/rates"))
