@@ -93,7 +93,6 @@ ADDED = {
     "look-ahead 0.3, 0.9": {"look_ahead": 0.3, "look_ahead_decay": 0.9},
     "power 1.2": {"power": 1.2},
     "flat 0.3, then linear": {"flat": 0.3, "power": 1.0},
-    "cosine to a tenth": {"floor": 0.1},
     "weight decay 0.1": {"weight_decay": 0.1, "rest_weight_decay": 0.1},
     "cautious decay 0.1": {"weight_decay": 0.1, "rest_weight_decay": 0.1, "cautious": 1.0},
     "rows normalised": {"row_norm": 1.0},
