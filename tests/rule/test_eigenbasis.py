@@ -74,14 +74,32 @@ def test_no_derivative_goes_through_the_basis():
     np.testing.assert_array_equal(jax.grad(loss)(jnp.arange(9.0).reshape(3, 3)), 0.0)
 
 
-def test_lapack_gets_one_matrix_at_a_time_on_a_cpu():
-    """Two calls with several matrices each, at the same time, may wait for each other for ever."""
+def stacks_and_their_bases(orthonormalize):
+    """Bases of stacks of two sizes, which are the stacks again, and the compiled program."""
     stacks = jnp.broadcast_to(jnp.eye(4), (3, 4, 4)), jnp.broadcast_to(jnp.eye(6), (2, 5, 6, 6))
-    for orthonormalize in (cholesky_qr, lambda y: jnp.linalg.qr(y)[0]):
-        bases = jax.jit(lambda xs, f=orthonormalize: [next_basis(x, x, f) for x in xs])
-        program = bases.lower(stacks).compile().as_text()
-        shapes = re.findall(r"f32\[([\d,]+)\]", " ".join(x for x in program.splitlines() if "lapack_" in x))
-        sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
-        assert sizes and max(sizes) <= 6 * 6
-        for got, wanted in zip(bases(stacks), stacks, strict=True):
-            np.testing.assert_allclose(np.abs(got), wanted, atol=1e-5)
+    bases = jax.jit(lambda xs: [next_basis(x, x, orthonormalize) for x in xs])
+    for got, wanted in zip(bases(stacks), stacks, strict=True):
+        np.testing.assert_allclose(np.abs(got), wanted, atol=1e-5)
+    return bases.lower(stacks).compile().as_text()
+
+
+def test_lapack_functions_get_one_matrix_at_a_time_on_a_cpu():
+    """Two calls with several matrices each, at the same time, may wait for each other for ever."""
+    program = stacks_and_their_bases(lambda y: jnp.linalg.qr(y)[0])
+    shapes = re.findall(r"f32\[([\d,]+)\]", " ".join(x for x in program.splitlines() if '"lapack_' in x))
+    sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
+    assert sizes and max(sizes) <= 6 * 6
+
+
+def test_cholesky_qr_does_without_lapack_on_a_cpu():
+    """Its threads and those of XLA would wait for each other's cores."""
+    assert '"lapack_' not in stacks_and_their_bases(cholesky_qr)
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 70])
+def test_blocks_of_columns(n):
+    """Sides that are no multiple of a block, on a CPU, and the blocks that are left of them."""
+    x = conditioned(1e2, n)
+    q, r = np.linalg.qr(x)
+    wanted = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[..., None, :]
+    np.testing.assert_allclose(cholesky_qr(jnp.asarray(x, jnp.float32)), wanted, atol=1e-3)

@@ -5,6 +5,7 @@ since Q^T L Q is positive. The triangular factor of a QR decomposition is what s
 ones; Cholesky's factor of the Gram matrix is the same one.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from jaxtyping import Array, Float
 COVARIANCE_FLOOR = 1e-6
 # Added to the diagonal of a Gram matrix, times the root of its size: Cholesky's decomposition then exists in float32.
 GRAM_SHIFT = 2e-6
+# Columns that are factored one after the other between two matrix products, on a CPU.
+BLOCK = 32
 # Passes of Cholesky QR at most, and how far from the identity a Gram matrix may be for the last, Newton-Schulz step.
 MAX_PASSES = 5
 NEARLY_ORTHONORMAL = 1e-3
@@ -56,8 +59,7 @@ def cholesky_qr(y: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch 
     def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, q, squares = carry
         shifted = squares + GRAM_SHIFT * math.sqrt(y.shape[-1]) * identity
-        lower = jnp.linalg.cholesky(shifted, symmetrize_input=False)
-        q = jax.lax.linalg.triangular_solve(lower, q, left_side=False, lower=True, transpose_a=True)
+        q = jax.lax.platform_dependent(q, shifted, cpu=_over_factor_by_blocks, default=_over_factor)
         return count + 1, q, gram(q)
 
     def unfinished(carry: tuple[Array, Array, Array]) -> Array:
@@ -101,13 +103,65 @@ def next_basis(
     # Multiplied in two steps, since the inverse of a small mean overflows.
     y = matmul(covariance / jnp.maximum(mean, _TINY), basis) + COVARIANCE_FLOOR * basis
     order = jnp.argsort(-jnp.sum(basis * y, axis=-2), axis=-1)
-    q = _apart_on_cpus(orthonormalize, jnp.take_along_axis(y, order[..., None, :], axis=-1))
+    function = orthonormalize if orthonormalize is cholesky_qr else functools.partial(_apart_on_cpus, orthonormalize)
+    q = function(jnp.take_along_axis(y, order[..., None, :], axis=-1))
     q = jnp.take_along_axis(q, jnp.argsort(order, axis=-1)[..., None, :], axis=-1)
     return jnp.where(jnp.all(jnp.isfinite(q), axis=(-2, -1), keepdims=True), q, basis)
 
 
+def _over_factor(y: Array, squares: Array) -> Array:
+    """Y R^-1, with R the Cholesky factor of the squares, S = R^T R."""
+    lower = jnp.linalg.cholesky(squares, symmetrize_input=False)
+    return jax.lax.linalg.triangular_solve(lower, y, left_side=False, lower=True, transpose_a=True)
+
+
+def _over_factor_by_blocks(y: Array, squares: Array) -> Array:
+    """The same without LAPACK, whose library waits for threads of its own where XLA's are at work.
+
+    The rows of S and those of Y become the rows of R^T and of Y R^-1 by the same arithmetic, so they are one array. Of
+    every block of columns what the columns before it explain is taken away; then it is divided by its own factor.
+    """
+    n, block = squares.shape[-1], min(BLOCK, squares.shape[-1])
+    missing = -n % block
+    wide = [(0, 0)] * (y.ndim - 1) + [(0, missing)]
+    # Columns of the identity, to fill the last block.
+    fill = jnp.diag(jnp.pad(jnp.zeros(n, y.dtype), (0, missing), constant_values=1.0))
+    squares = jnp.pad(squares, [*wide[:-2], (0, missing), (0, missing)])
+    squares = squares + jnp.expand_dims(fill, range(y.ndim - 2))
+    rows = jnp.concatenate([squares, jnp.pad(y, wide)], axis=-2)
+    index = jax.lax.broadcasted_iota(jnp.int32, (*rows.shape[:-1], 1), rows.ndim - 2)
+
+    def divide(k: Array, done: Array) -> Array:
+        start = k * block
+        explained = matmul(done, transposed(jax.lax.dynamic_slice_in_dim(done, start, block, axis=-2)))
+        columns = jax.lax.dynamic_slice_in_dim(rows, start, block, axis=-1) - explained
+        inverse = _inverse_factor(jax.lax.dynamic_slice_in_dim(columns, start, block, axis=-2))
+        columns = jnp.where(index >= start, matmul(columns, transposed(inverse)), 0.0)
+        return jax.lax.dynamic_update_slice_in_dim(done, columns, start, axis=-1)
+
+    done = jax.lax.fori_loop(0, (n + missing) // block, divide, jnp.zeros_like(rows))
+    return done[..., n + missing :, :n]
+
+
+def _inverse_factor(squares: Array) -> Array:
+    """The inverse of the lower Cholesky factor, by elimination in [S, I]."""
+    n = squares.shape[-1]
+    index = jax.lax.broadcasted_iota(jnp.int32, (*squares.shape[:-1], 1), squares.ndim - 2)
+
+    def eliminate(j: Array, both: Array) -> Array:
+        row = jax.lax.dynamic_index_in_dim(both, j, axis=-2)
+        column = jax.lax.dynamic_index_in_dim(both, j, axis=-1)
+        root = jnp.sqrt(jax.lax.dynamic_index_in_dim(row, j, axis=-1))
+        # The row itself is divided by the root, which is to take this part of it away.
+        times = jnp.where(index > j, column / root, jnp.where(index == j, root - 1.0, 0.0))
+        return both - times * (row / root)
+
+    identity = jnp.broadcast_to(jnp.eye(n, dtype=squares.dtype), squares.shape)
+    return jax.lax.fori_loop(0, n, eliminate, jnp.concatenate([squares, identity], axis=-1))[..., n:]
+
+
 def _apart_on_cpus(function: Orthonormalize, x: Array) -> Array:
-    """The function of a stack of matrices; on a CPU of one matrix after the other.
+    """The function of a stack of matrices; on a CPU of one matrix after the other, for functions that call LAPACK.
 
     jaxlib 0.10 shares the matrices of one LAPACK call out among the threads that run the program, and waits for them on
     one of these. Calls at the same time, as for sides of two lengths on two cores, wait for each other for ever. A call
