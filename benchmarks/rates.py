@@ -40,6 +40,8 @@ FRESH_SEEDS_FROM = 10
 SPACING = 1.7
 # How often the grid may move before the search gives up.
 MAX_MOVES = 8
+# The roles of what AdamW trains.
+ROLES = ("embedding", "head", "other", "vector")
 # What tells one run from another.
 IDENTITY = ("task", "data", "steps", "schedule", "preset", "hidden", "rest", "seed")
 Run = dict[str, Any]
@@ -60,11 +62,18 @@ class Trainer:
         recipe = find_preset(preset)
         assert recipe.rest is not None
         self.defaults = recipe.learning_rate, recipe.learning_rate * recipe.rest.learning_rate_factor
+        # Roles that the preset sets apart keep their share of AdamW's rate.
+        shares = dict.fromkeys(ROLES, 1.0) | {
+            role: terms.learning_rate_factor / recipe.rest.learning_rate_factor
+            for role, terms in recipe.roles.items()
+            if isinstance(terms.learning_rate_factor, float)
+        }
         shape = SCHEDULES[schedule](steps, 0.05)
 
         def optimizer(hidden: Any, rest: Any) -> optax.GradientTransformation:
             rate = lambda count: hidden * shape(count)
-            return harness.build(preset, rate, steps, rest_learning_rate_factor=lambda count: rest / hidden)
+            factors = {role: lambda count, share=share: share * rest / hidden for role, share in shares.items()}
+            return harness.build(preset, rate, steps, rest_learning_rate_factor=factors)
 
         def step(params: Any, state: Any, batch: Any, hidden: Any, rest: Any) -> Any:
             gradients = jax.grad(task.loss)(params, batch)

@@ -29,9 +29,18 @@ def chain(*direction, rate=RATE, decay=DECAY):
     return optax.chain(*direction, c2.add_decayed_weights(decay), optax.scale_by_learning_rate(rate))
 
 
-def by_label(hidden, rest):
-    labels = lambda params: jax.tree.map(lambda label: label if label == "hidden" else "rest", c2.label_params(params))
-    return optax.partition({"hidden": hidden, "rest": rest}, labels)
+def by_label(hidden, rest, **apart):
+    groups = {"hidden": hidden, "rest": rest, **apart}
+    labels = lambda params: jax.tree.map(lambda label: label if label in groups else "rest", c2.label_params(params))
+    return optax.partition(groups, labels)
+
+
+def adam_with_fast_embeddings(factor):
+    """AdamW's side of the two presets in the eigenbasis."""
+    return {
+        "rest": chain(adam(), rate=factor * RATE, decay=REST_DECAY),
+        "embedding": chain(adam(), rate=3 * factor * RATE, decay=REST_DECAY),
+    }
 
 
 def views_of(updates):
@@ -54,7 +63,7 @@ def stack(direction, mode):
         c2.in_eigenbasis(direction, mode=mode, weight_dimension_numbers=views_of),
         c2.orthogonalize(weight_dimension_numbers=views_of),
         c2.normalize_rms(weight_dimension_numbers=views_of),
-        c2.scale_by_width(128, weight_dimension_numbers=views_of),
+        c2.scale_by_width(weight_dimension_numbers=views_of),
     ]
 
 
@@ -72,16 +81,16 @@ def muon():
 BY_HAND = {
     "celo2": lambda: by_label(
         chain(*stack(c2.linear_direction("celo2_linear", 10, weight_dimension_numbers=views_of), "act")),
-        chain(adam(), rate=4 * RATE, decay=REST_DECAY),
+        **adam_with_fast_embeddings(4),
     ),
     "celo2 with a network": lambda: by_label(
         chain(*stack(c2.celo2_direction(TINY, weight_dimension_numbers=views_of), "act")),
-        chain(adam(), rate=4 * RATE, decay=REST_DECAY),
+        **adam_with_fast_embeddings(4),
     ),
     "modern_muon": lambda: by_label(
         # gradient + 1.9 momentum(0.9) + 0.76 momentum(0.99), over 3.66
         chain(*stack(c2.mix_momenta((0.9, 0.99), (1.9 / 2.66, 0.76 / 2.66), 2.66 / 3.66), "whiten")),
-        chain(adam(), rate=5 * RATE, decay=REST_DECAY),
+        **adam_with_fast_embeddings(5),
     ),
     "celo2_ortho": lambda: by_label(chain(*celo2(True)), chain(adam(), rate=20 * RATE, decay=REST_DECAY)),
     "celo2_base": lambda: by_label(chain(*celo2(False)), chain(*celo2(False), decay=REST_DECAY)),

@@ -244,6 +244,7 @@ _PRESETS: dict[str, Preset] = {
             rest=dataclasses.replace(_ADAMW, learning_rate_factor=4.0),
             learning_rate=3e-3,
             weights="celo2_linear",
+            roles={"embedding": AdamW(learning_rate_factor=12.0)},
         ),
         Preset(
             name="modern_muon",
@@ -251,6 +252,7 @@ _PRESETS: dict[str, Preset] = {
             hidden=Group("momenta whitened in the eigenbasis + Newton-Schulz", _modern_muon),
             rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
             learning_rate=2.4e-3,
+            roles={"embedding": AdamW(learning_rate_factor=15.0)},
         ),
         Preset(
             name="celo2_ortho",

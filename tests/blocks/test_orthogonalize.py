@@ -70,14 +70,25 @@ def test_scale_by_shape():
     np.testing.assert_allclose(got, np.sqrt(6.0), rtol=1e-6)
 
 
-def test_steps_of_all_widths_have_one_norm(key):
-    tree = {"wide": normal(key, (3, 8, 32)), "square": normal(key, (16, 16)), "b": jnp.ones(5)}
+def test_steps_shrink_with_the_number_of_inputs(key):
+    tree = {"wide": normal(key, (3, 4, 32)), "square": normal(key, (16, 16)), "b": jnp.ones(5)}
     got = apply(optax.chain(c2.normalize_rms(), c2.scale_by_width(16)), tree)
-    np.testing.assert_allclose(jnp.linalg.norm(got["wide"], axis=(1, 2)), 16.0, rtol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(got["square"]), 16.0, rtol=1e-5)
-    np.testing.assert_allclose(got["b"], tree["b"], rtol=1e-6)
-    got = apply(c2.scale_by_width(32, 0.5, weight_dimension_numbers=MuonDimensionNumbers((0, 1), (2,))), tree["wide"])
-    np.testing.assert_allclose(got, tree["wide"] * (32 / np.sqrt(24 * 32)) ** 0.5, rtol=1e-6)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(got["wide"]), axis=(1, 2))), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(got["square"]))), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(got["b"], tree["b"])
+    got = apply(c2.scale_by_width(6, 1.0, weight_dimension_numbers=MuonDimensionNumbers((0, 1), (2,))), tree["wide"])
+    np.testing.assert_allclose(got, tree["wide"] / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_widths_scale_as_the_first_muon_does(shape, key):
+    """Its factor of a semi-orthogonal matrix is sqrt(max(1, outputs / inputs))."""
+    tree = {"w": normal(key, shape)}
+    orthogonal = c2.orthogonalize([(1.5, -0.5, 0.0)] * 20)
+    got = apply(optax.chain(orthogonal, c2.normalize_rms(), c2.scale_by_width(1)), tree)["w"]
+    inputs, outputs = shape
+    wanted = apply(orthogonal, tree)["w"] * max(1.0, outputs / inputs) ** 0.5
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
 
 
 def test_a_semi_orthogonal_matrix_gets_the_rms_asked_for(key):

@@ -1,6 +1,4 @@
-"""Scaling of normalised updates by the size of their matrix: one learning rate from width to width."""
-
-import math
+"""Scaling of normalised updates by the number of inputs of their matrix: one learning rate from width to width."""
 
 import jax
 import optax
@@ -10,17 +8,19 @@ from celo2_harness.rule import MatrixView
 
 
 def scale_by_width(
-    width: float | int = 128, power: float | int = 1.0, *, weight_dimension_numbers: WeightDimensionNumbers = None
+    width: float | int = 128, power: float | int = 0.5, *, weight_dimension_numbers: WeightDimensionNumbers = None
 ) -> optax.GradientTransformation:
-    """Multiplies every matrix by (width / sqrt(rows columns))^power; vectors pass through.
+    """Multiplies every matrix by (width / inputs)^power; vectors pass through.
 
-    After `normalize_rms` and with a power of one, the steps of all matrices have one Frobenius norm, whatever their
-    size: the root mean square falls as one over the width. A power of zero leaves it the same for all sizes.
+    Weights usually begin with a root mean square of one over the root of their number of inputs. After
+    `normalize_rms` and with a power of a half, a step is the same part of them in matrices of all sizes. Among matrices
+    that are orthogonalised these are the steps of Muon with a factor sqrt(max(1, outputs / inputs)).
 
     Args:
-        width: The square root of rows times columns at which nothing changes.
-        power: How fast steps shrink with the size.
-        weight_dimension_numbers: How leaves are seen as matrices (see `celo2_direction`).
+        width: The number of inputs at which nothing changes.
+        power: How fast steps shrink with the number of inputs.
+        weight_dimension_numbers: How leaves are seen as matrices, and which axes are the inputs (see
+            `celo2_direction`). None: the last axis but one.
 
     Returns:
         A stateless `optax.GradientTransformation`; updates keep their dtype.
@@ -30,12 +30,16 @@ def scale_by_width(
 
     Example:
         >>> tx = scale_by_width(4)
-        >>> tx.update({"w": jax.numpy.ones((2, 32))}, tx.init({}))[0]["w"][0, :2].tolist()
-        [0.5, 0.5]
+        >>> tx.update({"w": jax.numpy.ones((16, 3))}, tx.init({}))[0]["w"][0].tolist()
+        [0.5, 0.5, 0.5]
+
+    References:
+        The initialisation of LeCun et al., "Efficient BackProp" (1998); the factor of Muon's first implementation,
+        github.com/KellerJordan/Muon.
     """
 
     def scaled(view: MatrixView, x: jax.Array) -> jax.Array:
-        return x * (width / math.prod(view.viewed[-2:]) ** 0.5) ** power if view.is_matrix else x
+        return x * (width / view.viewed[-2]) ** power if view.is_matrix else x
 
     return optax.stateless(
         lambda updates, params: map_matrices(scaled, matrix_views(updates, weight_dimension_numbers), updates)
