@@ -97,8 +97,8 @@ def build(
 
     Args:
         preset: A name out of `presets()`, or a `Preset`.
-        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden matrix, in `celo2` of one of 128
-            x 128), or an Optax schedule, which is taken as it is (under `optax.inject_hyperparams` it arrives as a
+        learning_rate: The peak learning rate (for Celo2: the RMS of a step of a hidden matrix, in `celo2` of one with
+            128 inputs), or an Optax schedule, which is taken as it is (under `optax.inject_hyperparams` it arrives as a
             number, and is multiplied by `schedule` if `total_steps` is given). None: the preset's default.
         total_steps: The length of the run in steps, for the schedule. None: a number is a constant learning rate. VeLO
             needs it.

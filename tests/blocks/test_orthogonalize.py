@@ -80,6 +80,23 @@ def test_steps_shrink_with_the_number_of_inputs(key):
     np.testing.assert_allclose(got, tree["wide"] / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "shape, inputs, outputs",
+    [
+        ((3, 3, 4, 8), (0, 1, 2), 3),  # Flax
+        ((3, 3, 8, 4), (0, 1, 3), 2),  # Flax, transposed
+        ((8, 4, 3, 3), (1, 2, 3), 0),  # PyTorch
+        ((4, 8, 3, 3), (0, 2, 3), 1),  # PyTorch, transposed
+        ((5, 3, 3, 3, 4, 8), (1, 2, 3, 4), 5),  # five stacked ones of a volume
+        ((2, 2, 8), (0, 1), 2),  # two heads of two
+    ],
+)
+def test_the_taps_of_a_convolution_are_no_inputs(shape, inputs, outputs):
+    numbers = MuonDimensionNumbers(inputs, (outputs,))
+    got = apply(c2.scale_by_width(1, 1.0, weight_dimension_numbers=numbers), jnp.ones(shape))
+    np.testing.assert_allclose(got, 0.25, rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
 def test_widths_scale_as_the_first_muon_does(shape, key):
     """Its factor of a semi-orthogonal matrix is sqrt(max(1, outputs / inputs))."""

@@ -14,7 +14,8 @@ def scale_by_width(
 
     Weights usually begin with a root mean square of one over the root of their number of inputs. After
     `normalize_rms` and with a power of a half, a step is the same part of them in matrices of all sizes. Among matrices
-    that are orthogonalised these are the steps of Muon with a factor sqrt(max(1, outputs / inputs)).
+    that are orthogonalised these are the steps of Muon with a factor sqrt(max(1, outputs / inputs)). The taps of a
+    convolution (a view with three or more input axes) are no inputs of their own: it wants longer steps.
 
     Args:
         width: The number of inputs at which nothing changes.
@@ -39,7 +40,7 @@ def scale_by_width(
     """
 
     def scaled(view: MatrixView, x: jax.Array) -> jax.Array:
-        return x * (width / view.viewed[-2]) ** power if view.is_matrix else x
+        return x * (width / view.inputs) ** power if view.is_matrix else x
 
     return optax.stateless(
         lambda updates, params: map_matrices(scaled, matrix_views(updates, weight_dimension_numbers), updates)

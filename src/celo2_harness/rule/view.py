@@ -64,6 +64,23 @@ class MatrixView:
         return (*(self.shape[axis] for axis in self.batch_axis), *matrix)
 
     @property
+    def inputs(self) -> int:
+        """The number of inputs of a matrix; the taps of a convolution's window do not count.
+
+        Three or more input axes are a window and its channels. The channels are the axis that the outputs part from the
+        window, or else the one next to the outputs.
+
+        Example:
+            >>> MatrixView((3, 3, 4, 8), (0, 1, 2), (3,)).inputs, MatrixView((8, 4, 3, 3), (1, 2, 3), (0,)).inputs
+            (4, 4)
+        """
+        if len(self.reduction_axis) < 3:
+            return math.prod(self.shape[axis] for axis in self.reduction_axis)
+        output = self.output_axis[0]
+        beside = lambda axis: sum((other < output) == (axis < output) for other in self.reduction_axis)
+        return self.shape[min(self.reduction_axis, key=lambda axis: (beside(axis), abs(axis - output)))]
+
+    @property
     def factored(self) -> tuple[int, int] | None:
         """The axes (d1, d0) of the viewed array that carry factored second moments, d0 the longer one.
 
