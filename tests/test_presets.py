@@ -81,11 +81,11 @@ def muon():
 BY_HAND = {
     "celo2": lambda: by_label(
         chain(*stack(c2.linear_direction("celo2_linear", 10, weight_dimension_numbers=views_of), "act")),
-        **adam_with_fast_embeddings(4),
+        **adam_with_fast_embeddings(3.5),
     ),
     "celo2 with a network": lambda: by_label(
         chain(*stack(c2.celo2_direction(TINY, weight_dimension_numbers=views_of), "act")),
-        **adam_with_fast_embeddings(4),
+        **adam_with_fast_embeddings(3.5),
     ),
     "modern_muon": lambda: by_label(
         # gradient + 1.9 momentum(0.9) + 0.76 momentum(0.99), over 3.66

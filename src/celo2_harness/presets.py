@@ -241,10 +241,10 @@ _PRESETS: dict[str, Preset] = {
             name="celo2",
             description="Learned rule in the gradients' eigenbasis + Newton-Schulz for hidden matrices, AdamW else",
             hidden=Group("celo2 in the eigenbasis + Newton-Schulz", _celo2_in_eigenbasis),
-            rest=dataclasses.replace(_ADAMW, learning_rate_factor=4.0),
-            learning_rate=3e-3,
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=3.5),
+            learning_rate=3.5e-3,
             weights="celo2_linear",
-            roles={"embedding": AdamW(learning_rate_factor=12.0)},
+            roles={"embedding": AdamW(learning_rate_factor=10.5)},
         ),
         Preset(
             name="modern_muon",
