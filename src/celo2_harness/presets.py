@@ -251,7 +251,7 @@ _PRESETS: dict[str, Preset] = {
             description="The same stack with two momenta, whitened (SOAP), in place of the learned rule",
             hidden=Group("momenta whitened in the eigenbasis + Newton-Schulz", _modern_muon),
             rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
-            learning_rate=2.4e-3,
+            learning_rate=2.8e-3,
             roles={"embedding": AdamW(learning_rate_factor=15.0)},
         ),
         Preset(

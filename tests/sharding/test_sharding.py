@@ -199,7 +199,7 @@ def test_estimates_of_squares_by_hand():
     got = estimate_update(harness.build("modern_muon"), shapes, {"fsdp": 4}, orthogonalized=True)
     part = (64 * 256 + 64 * 64) * 4 // 4
     momenta_and_second_moment, squares = 3 * part, 2 * 2 * 64 * 64 * 4
-    assert got.state == momenta_and_second_moment + squares + 2 * 4 + 4  # two counts of the blocks, one of AdamW
+    assert got.state == momenta_and_second_moment + squares + 2 * 4 + 2 * 4  # counts: two of the blocks, two of AdamW
 
 
 def test_estimates_of_flax_models():
