@@ -7,10 +7,8 @@ For every preset a grid of three learning rates times three of AdamW, a factor o
 defaults and runs with the selection seeds. The grid moves to its best pair until that is the one in the middle. The
 best pair and the defaults then run with fresh seeds; `--at` names the pair in place of the search. One JSON line per
 run goes to OUT/TASK-SIZE.jsonl as it ends; runs that are there are not repeated, so that a second command goes on.
-The rates are traced: a preset is compiled once per task.
-
-On a machine that does other work, OPENBLAS_NUM_THREADS=1 keeps the small decompositions of the eigenbasis from waiting
-for each other's threads.
+The rates are traced: a preset is compiled once per task. Roles that a preset sets apart keep their share of AdamW's
+rate.
 """
 
 import argparse
