@@ -38,8 +38,6 @@ FRESH_SEEDS_FROM = 10
 SPACING = 1.7
 # How often the grid may move before the search gives up.
 MAX_MOVES = 8
-# The roles of what AdamW trains.
-ROLES = ("embedding", "head", "other", "vector")
 # What tells one run from another.
 IDENTITY = ("task", "data", "steps", "schedule", "preset", "hidden", "rest", "seed")
 Run = dict[str, Any]
@@ -61,7 +59,7 @@ class Trainer:
         assert recipe.rest is not None
         self.defaults = recipe.learning_rate, recipe.learning_rate * recipe.rest.learning_rate_factor
         # Roles that the preset sets apart keep their share of AdamW's rate.
-        shares = dict.fromkeys(ROLES, 1.0) | {
+        shares = {
             role: terms.learning_rate_factor / recipe.rest.learning_rate_factor
             for role, terms in recipe.roles.items()
             if isinstance(terms.learning_rate_factor, float)
@@ -70,8 +68,9 @@ class Trainer:
 
         def optimizer(hidden: Any, rest: Any) -> optax.GradientTransformation:
             rate = lambda count: hidden * shape(count)
-            factors = {role: lambda count, share=share: share * rest / hidden for role, share in shares.items()}
-            return harness.build(preset, rate, steps, rest_learning_rate_factor=factors)
+            factor = lambda count, share=1.0: share * rest / hidden
+            apart = {role: harness.AdamW(functools.partial(factor, share=share)) for role, share in shares.items()}
+            return harness.build(preset, rate, steps, rest_learning_rate_factor=factor, rest=apart)
 
         def step(params: Any, state: Any, batch: Any, hidden: Any, rest: Any) -> Any:
             gradients = jax.grad(task.loss)(params, batch)

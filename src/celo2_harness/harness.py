@@ -113,8 +113,8 @@ def build(
         warmup: Warm-up of the schedule: a fraction of the run if below one, else steps.
         weights: The learned rule: `Weights` or `LinearWeights`, or what `load_weights` takes (of VeLO, `VeloWeights`,
             or what `load_velo_weights` takes). None: the preset's default. Presets without a learned rule refuse any.
-        rest_learning_rate_factor: Learning rate of the rest over that of hidden matrices; or a mapping from roles to
-            factors. None: the preset's.
+        rest_learning_rate_factor: Learning rate of the rest over that of hidden matrices, for roles that the preset
+            sets apart too; or a mapping from roles to factors. None: the preset's.
         rest: A mapping from roles to `AdamW(learning_rate_factor, b1, b2, weight_decay)`, for what a role has apart
             from the rest. It goes before the short forms above.
         rules: Routing rules that go before the built-in ones (see `label_params`).

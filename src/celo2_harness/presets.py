@@ -37,8 +37,8 @@ ADAMW_BETAS = (0.9, 0.95)
 # Update RMS at which a normalised update and AdamW want the same learning rate (arXiv 2502.16982).
 ADAMW_RMS = 0.2
 
-# Momenta of `modern_muon`: gradient + 1.9 momentum(0.9) + 0.76 momentum(0.99), with weights that sum to one. They and
-# its rates are the best in the mean of those measured in docs/research/stacks.md that need no length of the run.
+# Momenta of `modern_muon`: gradient + 1.9 momentum(0.9) + 0.76 momentum(0.99), with weights that sum to one. They are
+# the best in the mean of those measured in docs/research/stacks.md that need no length of the run.
 THREE_NUMBERS = ((0.9, 0.99), (1.9 / 2.66, 0.76 / 2.66), 2.66 / 3.66)
 
 _checked = beartype(conf=BeartypeConf(violation_param_type=TypeError))
