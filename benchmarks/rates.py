@@ -46,8 +46,8 @@ Run = dict[str, Any]
 class Pair(NamedTuple):
     """Two learning rates, as powers of `SPACING` over a preset's defaults."""
 
-    hidden: int
-    rest: int
+    hidden: float
+    rest: float
 
 
 class Trainer:
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--selection-seeds", type=int, default=2, help="0: no search, the defaults only")
     parser.add_argument(
         "--at",
-        type=int,
+        type=float,
         nargs=2,
         metavar=("HIDDEN", "REST"),
         help="no search: this pair, as powers of 1.7 over the defaults",
