@@ -35,11 +35,11 @@ def by_label(hidden, rest, **apart):
     return optax.partition(groups, labels)
 
 
-def adam_with_fast_embeddings(factor):
+def adam_with_fast_embeddings():
     """AdamW's side of the two presets in the eigenbasis."""
     return {
-        "rest": chain(adam(), rate=factor * RATE, decay=REST_DECAY),
-        "embedding": chain(adam(), rate=3 * factor * RATE, decay=REST_DECAY),
+        "rest": chain(adam(), rate=3.5 * RATE, decay=REST_DECAY),
+        "embedding": chain(adam(), rate=10.5 * RATE, decay=REST_DECAY),
     }
 
 
@@ -81,16 +81,16 @@ def muon():
 BY_HAND = {
     "celo2": lambda: by_label(
         chain(*stack(c2.linear_direction("celo2_linear", 10, weight_dimension_numbers=views_of), "act")),
-        **adam_with_fast_embeddings(3.5),
+        **adam_with_fast_embeddings(),
     ),
     "celo2 with a network": lambda: by_label(
         chain(*stack(c2.celo2_direction(TINY, weight_dimension_numbers=views_of), "act")),
-        **adam_with_fast_embeddings(3.5),
+        **adam_with_fast_embeddings(),
     ),
     "modern_muon": lambda: by_label(
         # gradient + 1.9 momentum(0.9) + 0.76 momentum(0.99), over 3.66
         chain(*stack(c2.mix_momenta((0.9, 0.99), (1.9 / 2.66, 0.76 / 2.66), 2.66 / 3.66), "whiten")),
-        **adam_with_fast_embeddings(5),
+        **adam_with_fast_embeddings(),
     ),
     "celo2_ortho": lambda: by_label(chain(*celo2(True)), chain(adam(), rate=20 * RATE, decay=REST_DECAY)),
     "celo2_base": lambda: by_label(chain(*celo2(False)), chain(*celo2(False), decay=REST_DECAY)),

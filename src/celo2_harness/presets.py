@@ -250,9 +250,9 @@ _PRESETS: dict[str, Preset] = {
             name="modern_muon",
             description="The same stack with two momenta, whitened (SOAP), in place of the learned rule",
             hidden=Group("momenta whitened in the eigenbasis + Newton-Schulz", _modern_muon),
-            rest=dataclasses.replace(_ADAMW, learning_rate_factor=5.0),
-            learning_rate=2.8e-3,
-            roles={"embedding": AdamW(learning_rate_factor=15.0)},
+            rest=dataclasses.replace(_ADAMW, learning_rate_factor=3.5),
+            learning_rate=3.2e-3,
+            roles={"embedding": AdamW(learning_rate_factor=10.5)},
         ),
         Preset(
             name="celo2_ortho",
