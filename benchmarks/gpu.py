@@ -230,8 +230,10 @@ def count(tree: str, name: str) -> dict[str, Any]:
 
 def _h100() -> Any:
     """An H100 to compile for, or None where the plugin or the assembler is missing."""
-    tools = importlib.util.find_spec("nvidia.cuda_nvcc") if importlib.util.find_spec("nvidia") else None
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None or tools is None:
+    # Looking for a part of a package that is missing is an error.
+    part = lambda of, name: importlib.util.find_spec(f"{of}.{name}") if importlib.util.find_spec(of) else None
+    plugin, tools = part("jax_plugins", "xla_cuda12"), part("nvidia", "cuda_nvcc")
+    if plugin is None or tools is None:
         return None
     from jax.experimental import topologies
 
